@@ -1,0 +1,1 @@
+"""What exists in the mesh and how to reach it."""

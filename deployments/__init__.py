@@ -1,0 +1,1 @@
+"""How the runbooks are run: the command line, Prefect deployments, the lab."""

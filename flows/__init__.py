@@ -1,0 +1,1 @@
+"""Runbooks that read aloud: loops and gates, nothing else."""

@@ -1,0 +1,1 @@
+"""Decisions without I/O: survey in, plan out."""

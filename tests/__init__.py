@@ -1,0 +1,1 @@
+"""Tests: planning tables, flows under the harness, integration against the lab."""
