@@ -47,7 +47,7 @@ $(STAMP):
 	touch $@
 
 demo: setup  ## Cold-boot a mesh on this machine from nothing, twice (KEEP=1 leaves it running)
-	@$(BIN)/mesh lab demo
+	@$(BIN)/python -m deployments.demo
 
 test: check  ## Run all checks and tests, integration included
 	@$(BIN)/pytest -m "not matrix"

@@ -1,0 +1,146 @@
+"""
+The story `make demo` tells, on real servers on this machine.
+
+A mesh that never ran is booted from nothing, loses its power everywhere at
+once, and is brought back; then a third run finds nothing to do. Each act is
+the very command an operator would type. Exit status 0 only if every act ended
+as it must.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+MESH = [sys.executable, "-m", "deployments.cli"]
+LONGEST_ACT = 600.0
+
+
+@dataclass(frozen=True)
+class Act:
+    """One act of the story: what is typed, and how it must end."""
+
+    title: str
+    arguments: tuple[str, ...]
+    outcome: str
+
+
+BOOTS = (
+    Act(
+        "day 0: a mesh that never ran",
+        ("run", "cold-boot", "--mesh", "lab", "--set", "initialise=true"),
+        "verified",
+    ),
+    Act("the power comes back", ("run", "cold-boot", "--mesh", "lab"), "verified"),
+    Act("once more, on a healthy mesh", ("run", "cold-boot", "--mesh", "lab"), "nothing"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Tell the story; 0 if every act ended as it must."""
+    parser = argparse.ArgumentParser(prog="demo", description=__doc__)
+    parser.add_argument("--size", choices=("small", "full"), default=os.environ.get("SIZE", "full"))
+    parser.add_argument("--keep", action="store_true", default=os.environ.get("KEEP") == "1")
+    given = parser.parse_args(argv)
+    console = Console(highlight=False)
+    with tempfile.TemporaryDirectory(prefix="mesh-demo-") as scratch:
+        if "MESH_LAB_DIR" not in os.environ:
+            os.environ["MESH_LAB_DIR"] = str(Path(".lab", "demo").absolute())
+        try:
+            return _tell(console, given.size, Path(scratch))
+        finally:
+            if given.keep:
+                _kept(console)
+            else:
+                _mesh("lab", "down")
+
+
+def _tell(console: Console, size: str, scratch: Path) -> int:
+    _title(console, f"A lab of real servers, {size} size, every host off")
+    if _mesh("lab", "down", "--wipe", quiet=True) or _mesh("lab", "up", "--size", size):
+        console.print("the lab did not come up", style="bold red")
+        return 1
+    reports: list[tuple[Act, dict[str, Any]]] = []
+    for number, act in enumerate(BOOTS):
+        if number == 1:
+            _title(console, "Power cut: every process of every host is killed at once")
+            if _mesh("lab", "power-cut"):
+                return 1
+        _title(console, f"{act.title}:  mesh {' '.join(act.arguments)}")
+        report = _play(act, scratch / f"{number}.json")
+        reports.append((act, report))
+        if report.get("outcome") != act.outcome:
+            break
+    _summary(console, reports)
+    done = len(reports) == len(BOOTS)
+    return 0 if done and all(r.get("outcome") == a.outcome for a, r in reports) else 1
+
+
+def _title(console: Console, text: str) -> None:
+    console.print()
+    console.rule(f"[bold]{text}", align="left")
+
+
+def _mesh(*arguments: str, quiet: bool = False) -> int:
+    out = subprocess.DEVNULL if quiet else None
+    done = subprocess.run(
+        [*MESH, *arguments], stdout=out, stderr=out, check=False, timeout=LONGEST_ACT
+    )
+    return done.returncode
+
+
+def _play(act: Act, file: Path) -> dict[str, Any]:
+    """Run an act with its progress shown; its report."""
+    began = time.monotonic()
+    with file.open("wb") as out:
+        done = subprocess.run(
+            [*MESH, *act.arguments, "--json"], stdout=out, check=False, timeout=LONGEST_ACT
+        )
+    lines = file.read_text().splitlines()
+    try:
+        report: dict[str, Any] = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        report = {"outcome": f"exit status {done.returncode}, no report"}
+    report["wall"] = time.monotonic() - began
+    return report
+
+
+def _summary(console: Console, reports: list[tuple[Act, dict[str, Any]]]) -> None:
+    _title(console, "Summary")
+    table = Table("act", "outcome", "seconds", "changes", "calls that change", "checks")
+    for act, report in reports:
+        checks = report.get("checks", [])
+        measures = report.get("measures", {})
+        table.add_row(
+            act.title,
+            str(report.get("outcome")),
+            f"{report['wall']:.1f}",
+            str(len(report.get("changes", []))),
+            str(measures.get("mutating_calls", "-")),
+            f"{sum(c['ok'] for c in checks)} of {len(checks)}",
+        )
+    console.print(table)
+    console.print("seconds: whole command, start of Python included")
+
+
+def _kept(console: Console) -> None:
+    _title(console, "Left running")
+    directory = os.environ["MESH_LAB_DIR"]
+    console.print(f"export MESH_LAB_DIR={directory}")
+    console.print("mesh lab status      mesh lab power-cut      mesh lab down")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

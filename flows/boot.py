@@ -1,0 +1,351 @@
+"""Carrying out the steps of a cold boot's plan, each when all it waits for are done."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import SecretStr
+
+from blocks.errors import MeshError, Refused
+from blocks.topology import Datacenter
+from flows.run import Run
+from tasks import (
+    agents,
+    break_glass,
+    certificates,
+    components,
+    connect_ca,
+    consul,
+    consul_acl,
+    federation,
+    hosts,
+    intentions,
+    power,
+    prove,
+    services,
+    snapshots,
+    vault,
+    vault_init,
+    vault_keys,
+    vault_setup,
+)
+from tasks.planning.cold_boot import Options, Plan, PlannedStep
+from tasks.planning.survey import Survey
+from tasks.step import fan_out, in_order
+from tasks.survey import Access
+from tasks.vault import Share
+from tasks.vault_restore import restore
+
+
+class Boot:
+    """
+    One cold boot under way: what was seen, and the secrets it holds in memory.
+
+    Each method carries out one kind of step. All look before they act, so a
+    step planned for what could not be seen does nothing where nothing is to do.
+    """
+
+    def __init__(
+        self, run: Run, options: Options, seen: Survey, access: Access, without: tuple[str, ...]
+    ) -> None:
+        self.run, self.options, self.seen, self.without = run, options, seen, without
+        self.mesh, self.connections = run.mesh, run.connections
+        self.primary = self.mesh.datacenter(self.mesh.primary)
+        self._lock = threading.RLock()
+        self._vault, self._management = access.vault, access.consul
+        self._shares: list[Share] | None = None
+        self._initial_root: SecretStr | None = None
+
+    def carry_out(self, plan: Plan) -> None:
+        """
+        All steps of a plan, in its order, datacenters in parallel where it allows.
+
+        A root token that init gave is revoked at the end, also of a failure.
+        """
+        try:
+            in_order(plan.needs(), lambda identity: self._step(plan, plan.step(identity)))
+        finally:
+            self._revoke_initial()
+
+    def _step(self, plan: Plan, step: PlannedStep) -> None:
+        kind = step.id.partition(":")[0]
+        act: Callable[[PlannedStep], None] = getattr(self, f"_{kind.replace('-', '_')}")
+        title = f"{step.action} {step.datacenter}".strip()
+        with self.run.stage(title, step=plan.numbers[step.id], of=len(step.targets)):
+            act(step)
+
+    # Secrets of this run, each got when it is first needed.
+
+    def shares(self) -> list[Share]:
+        """Key shares that belong together, as many as fit."""
+        with self._lock:
+            if self._shares is None:
+                found = vault_keys.gather(self.connections, self.without)
+                self._shares = vault.choose_shares(found, self.mesh.vault.key_threshold)
+            return self._shares
+
+    def vault_token(self) -> SecretStr:
+        """The runbooks' own token, from their AppRole."""
+        with self._lock:
+            self._vault = self.connections.vault().login()
+            return self._vault
+
+    def management(self) -> SecretStr:
+        """Consul's management token, from Vault."""
+        with self._lock:
+            if self._management is None:
+                self._management = consul_acl.stored_management(
+                    self.connections, self.vault_token()
+                )
+            return self._management
+
+    # Power.
+
+    def _power(self, step: PlannedStep) -> None:
+        dc = self.mesh.datacenter(step.datacenter)
+        machines = [self.mesh.host(name) for name in step.targets]
+        power.power_on(self.connections, dc, machines, deadline=self.options.host_deadline)
+        self._reach(step)
+
+    def _reach(self, step: PlannedStep) -> None:
+        fan_out(
+            lambda name: hosts.await_ssh(
+                self.connections, self.mesh.host(name), deadline=self.options.host_deadline
+            ),
+            step.targets,
+            workers=32,
+        )
+
+    def _hold(self, step: PlannedStep) -> None:
+        unit = self.mesh.datacenter(step.datacenter).consul.unit
+        fan_out(lambda h: hosts.stop(self.connections, self.mesh.host(h), [unit]), step.targets)
+
+    # Vault.
+
+    def _start(self, step: PlannedStep) -> None:
+        unit = self.mesh.vault.unit
+        fan_out(lambda h: hosts.start(self.connections, self.mesh.host(h), [unit]), step.targets)
+
+    def _restart(self, step: PlannedStep) -> None:
+        unit = self.mesh.vault.unit
+        fan_out(lambda h: hosts.restart(self.connections, self.mesh.host(h), [unit]), step.targets)
+
+    def _set_aside(self, step: PlannedStep) -> None:
+        fan_out(lambda h: vault_init.set_aside(self.connections, h), step.targets)
+
+    def _init(self, _: PlannedStep) -> None:
+        fan_out(self._listening, self.mesh.vault.nodes)
+        self._initial_root = vault_init.initialise(
+            self.connections, discard=self.options.discard_lost_init
+        )
+
+    def _restore(self, _: PlannedStep) -> None:
+        snapshot = snapshots.newest(self.mesh, "vault")
+        if snapshot is None:
+            raise Refused("the snapshot is gone", where="vault", remedy="run it again")
+        restore(self.connections, snapshot)
+
+    def _listening(self, host: str) -> vault.Node:
+        return vault.await_listening(self.connections, host, deadline=self.options.vault_deadline)
+
+    def _unseal(self, step: PlannedStep) -> None:
+        nodes = fan_out(self._listening, step.targets)
+        if self.mesh.vault.seal != "shamir":
+            vault.await_active(self.connections, deadline=self.options.vault_deadline)
+            return
+        todo = [n.host for n in nodes if not n.unsealed]
+        if not todo:
+            return
+        if all(n.state == "uninitialised" for n in vault.look_at_all(self.connections)):
+            raise Refused(
+                "every node says uninitialised",
+                where="vault",
+                remedy="if this mesh never ran: --set initialise=true; "
+                "if its data is gone: --set fallback=restore-vault",
+            )
+        shares = self.shares()
+        # The node that holds data opens first; one that says uninitialised joins it.
+        order = sorted(nodes, key=lambda n: n.state == "uninitialised")
+        leader = next(n.host for n in order if n.host in todo)
+        followers = [n for n in todo if n != leader]
+        joined = [n.host for n in nodes if n.state == "sealed" and n.host in followers]
+        at_once = [leader, *joined]
+
+        def unseal(host: str) -> None:
+            foreign = self.seen.node(host).foreign
+            vault.unseal(
+                self.connections,
+                host,
+                shares,
+                reset_progress=foreign and self.options.allow_reset_unseal_progress,
+                deadline=self.options.vault_deadline,
+            )
+
+        # One node shows whether the shares open it, so that a wrong one costs one failure.
+        unseal(at_once[0])
+        fan_out(unseal, at_once[1:])
+        vault.await_active(self.connections, deadline=self.options.vault_deadline)
+        fan_out(unseal, [h for h in followers if h not in joined])
+
+    def _setup(self, _: PlannedStep) -> None:
+        vault.await_active(self.connections, deadline=self.options.vault_deadline)
+        initial = self._initial_root
+        if initial is None:
+            vault_init.cancel_attempt(self.connections)
+        with vault_init.root_token(self.connections, self.shares(), initial) as root:
+            self._initial_root = None  # from here on its end is the `with`'s
+            vault_setup.set_up(self.connections, root)
+            vault_setup.ensure_ca_token(self.connections, root)
+            vault_init.revoke_forgotten(self.connections, root)
+
+    def _revoke_initial(self) -> None:
+        if self._initial_root is None:
+            return
+        try:
+            vault_init.revoke(self.connections, self._initial_root)
+        except MeshError as error:
+            self.run.notice(
+                f"the initial root token could not be revoked ({error.message}): "
+                "the next run with initialise=true finds and revokes it"
+            )
+
+    # Certificates.
+
+    def _renew(self, step: PlannedStep) -> None:
+        due = [
+            c
+            for c in self.mesh.certificates
+            if c.host in step.targets and c.issued_by == "vault" and c.used_by == "consul"
+        ]
+
+        def renew(certificate: Any) -> None:
+            seen = certificates.look(self.connections, certificate)
+            if certificates.ends_within(seen, 0):
+                certificates.renew(self.connections, certificate, self.vault_token())
+                unit = self.mesh.datacenter_of(certificate.host).consul.unit
+                agents.restart_if_running(self.connections, certificate.host, unit)
+
+        fan_out(renew, due)
+
+    # Consul.
+
+    def _consul(self, step: PlannedStep) -> None:
+        dc = self.mesh.datacenter(step.datacenter)
+        unit = dc.consul.unit
+        fan_out(
+            lambda h: hosts.start(self.connections, self.mesh.host(h), [unit]),
+            step.targets,
+            workers=32,
+        )
+        consul.await_quorum(self.connections, dc, deadline=self.options.consul_deadline)
+
+    def _break_glass(self, step: PlannedStep) -> None:
+        dc = self.mesh.datacenter(step.datacenter)
+        expires = break_glass.start_without_connect(
+            self.connections, dc, hours=self.options.break_glass_hours
+        )
+        leader = consul.await_quorum(self.connections, dc, deadline=self.options.consul_deadline)
+        self.run.notice(
+            f"BREAK-GLASS in {dc.name} until {expires:%Y-%m-%d %H:%M} UTC: Connect is off, leader {leader}; "
+            "no new leaf certificates, no gateways. Run cold-boot again as soon as Vault can come back"
+        )
+
+    def _unbreak(self, step: PlannedStep) -> None:
+        dc = self.mesh.datacenter(step.datacenter)
+        break_glass.put_connect_back(self.connections, dc)
+        consul.await_quorum(self.connections, dc, deadline=self.options.consul_deadline)
+
+    def _bootstrap(self, _: PlannedStep) -> None:
+        token = consul_acl.bootstrap(self.connections, self.primary, self.vault_token())
+        with self._lock:
+            self._management = token
+        consul_acl.ensure_policies(self.connections, self.primary, token)
+
+    def _tokens(self, step: PlannedStep) -> None:
+        dc = self.mesh.datacenter(step.datacenter)
+        agents.equip(
+            self.connections,
+            dc,
+            list(step.targets),
+            management=self.management(),
+            vault_token=self.vault_token(),
+        )
+
+    def _ca(self, _: PlannedStep) -> None:
+        token = vault_setup.ca_token(self.connections, self.vault_token())
+        connect_ca.ensure_on_vault(self.connections, self.primary, self.management(), token)
+        connect_ca.await_leaf(self.connections, self.primary, self.management())
+
+    def _gateways(self, step: PlannedStep) -> None:
+        dc = self.mesh.datacenter(step.datacenter)
+        with self._agents_of(dc, [g.host for g in dc.gateways if g.host in step.targets]) as names:
+            units = {g.host: g.units for g in dc.gateways}
+            fan_out(lambda h: hosts.start(self.connections, self.mesh.host(h), units[h]), names)
+        federation.await_gateways(self.connections, dc, self.management())
+
+    @contextmanager
+    def _agents_of(self, dc: Datacenter, names: list[str]) -> Iterator[list[str]]:
+        """Start what the body starts, then see that the agents there carry their tokens."""
+        yield names
+        agents.equip_clients(
+            self.connections,
+            dc,
+            names,
+            management=self.management(),
+            vault_token=self.vault_token,
+        )
+
+    def _secondary(self, step: PlannedStep) -> None:
+        (name,) = step.targets
+        dc, token = self.mesh.datacenter(name), self.management()
+        federation.await_reach(self.connections, dc, self.primary, token)
+        federation.await_replication(self.connections, self.primary, dc, token)
+        if self.seen.datacenter(self.mesh.primary).ca != "builtin":
+            ca_token = vault_setup.ca_token(self.connections, self.vault_token())
+            connect_ca.ensure_on_vault(self.connections, dc, token, ca_token)
+        connect_ca.await_leaf(self.connections, dc, token)
+        federation.await_reach(self.connections, self.primary, dc, token)
+
+    # Services.
+
+    def _intentions(self, _: PlannedStep) -> None:
+        token = self.management()
+        intentions.ensure_declared(self.connections, self.primary, token)
+        fan_out(
+            lambda dc: intentions.await_replicated(self.connections, self.primary, dc, token),
+            self.mesh.secondaries,
+        )
+
+    def _services(self, step: PlannedStep) -> None:
+        dc = self.mesh.datacenter(step.datacenter)
+        mine = [s for s in self.mesh.services if f"{s.name}@{s.host}" in step.targets]
+        names = list(dict.fromkeys(s.host for s in mine))
+        with self._agents_of(dc, names):
+            fan_out(
+                lambda h: hosts.start(
+                    self.connections,
+                    self.mesh.host(h),
+                    [dc.consul.unit, *(u for s in mine if s.host == h for u in s.units)],
+                ),
+                names,
+            )
+        fan_out(
+            lambda s: services.await_registered(self.connections, dc, s, self.management()), mine
+        )
+
+    def _component(self, step: PlannedStep) -> None:
+        component = next(c for c in self.mesh.components if c.name in step.targets)
+        host = self.mesh.host(component.host)
+        hosts.start(self.connections, host, component.units)
+        components.await_answering(self.connections, component)
+
+    # Proof.
+
+    def _prove(self, _: PlannedStep) -> None:
+        if self.options.fallback == "break-glass":
+            prove.without_connect(self.connections)
+        else:
+            prove.prove(self.connections, self.management())

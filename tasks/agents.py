@@ -1,0 +1,80 @@
+"""Consul's agents on day 0: policies, tokens, and handing them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from blocks.topology import Datacenter
+from tasks import consul, consul_acl, hosts
+from tasks.step import fan_out
+
+if TYPE_CHECKING:
+    from blocks.mesh import Connections
+
+
+def equip(
+    connections: Connections,
+    datacenter: Datacenter,
+    names: list[str],
+    *,
+    management: SecretStr,
+    vault_token: SecretStr,
+) -> None:
+    """
+    Every agent named carries its tokens: `agent`, and `default` or `replication`.
+
+    The primary's policies exist first. Tokens are global, so all are made in
+    the primary, each stored in Vault before Consul knows it.
+    """
+    mesh = connections.topology
+    primary = mesh.datacenter(mesh.primary)
+    consul_acl.ensure_policies(connections, primary, management)
+    declared = {role.name: role for role in consul_acl.roles(mesh)}
+
+    def hand(host: str) -> None:
+        wanted = {"agent": f"agent-{host}"}
+        if host not in datacenter.consul.servers:
+            wanted["default"] = f"default-{host}"
+        elif datacenter.name != mesh.primary:
+            wanted["replication"] = f"replication-{datacenter.name}"
+        tokens = {
+            kind: consul_acl.ensure_token(
+                connections, primary, declared[name], management, vault_token
+            )
+            for kind, name in wanted.items()
+        }
+        if host not in datacenter.consul.servers:
+            unit = datacenter.consul.unit
+            hosts.start(connections, mesh.host(host), [unit])
+            consul.await_agent(connections, host, management)
+        consul_acl.hand_tokens(connections, host, tokens, management)
+
+    fan_out(hand, names)
+
+
+def equip_clients(
+    connections: Connections,
+    datacenter: Datacenter,
+    names: list[str],
+    *,
+    management: SecretStr,
+    vault_token: Callable[[], SecretStr],
+) -> None:
+    """The client agents among `names` that carry no tokens get theirs."""
+    clients = [n for n in names if n not in datacenter.consul.servers]
+    fan_out(lambda h: consul.await_agent(connections, h, management), clients)
+    bare = fan_out(lambda h: consul_acl.needs_tokens(connections, h, management), clients)
+    if todo := [h for h, lacks in zip(clients, bare, strict=True) if lacks]:
+        equip(connections, datacenter, todo, management=management, vault_token=vault_token())
+
+
+def restart_if_running(connections: Connections, host: str, unit: str) -> None:
+    """Restart a unit that runs, so that it reads its new files; leave one that does not."""
+    machine = connections.topology.host(host)
+    with connections.hosts().connect(machine) as ssh:
+        running = hosts.active_units(ssh, [unit]).get(unit, False)
+    if running:
+        hosts.restart(connections, machine, [unit])

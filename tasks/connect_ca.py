@@ -1,0 +1,264 @@
+"""Connect's certificate authority: which provider it is, moving it, and proof by a real leaf."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from pydantic import SecretStr
+
+from blocks.errors import BadAnswer, MeshError, NotConverged
+from blocks.topology import Datacenter, Mesh
+from tasks import consul, record
+from tasks.step import step
+from tasks.waiting import wait_until
+
+if TYPE_CHECKING:
+    from blocks.mesh import Connections
+
+CaState = Literal["ok", "failing", "builtin", "off"]
+CONFIGURATION = "/v1/connect/ca/configuration"
+
+
+class CaSeen(NamedTuple):
+    """A datacenter's CA: `ok` means its provider is Vault and it has just signed a leaf."""
+
+    state: CaState
+    detail: str = ""
+
+
+def vault_configuration(mesh: Mesh, datacenter: Datacenter, token: SecretStr) -> dict[str, Any]:
+    """What Consul's CA configuration is to be; root path shared, intermediate path its own."""
+    config: dict[str, Any] = {
+        "Address": mesh.vault.address,
+        "Token": token.get_secret_value(),
+        "RootPKIPath": mesh.vault.root_pki_path,
+        "IntermediatePKIPath": datacenter.consul.intermediate_pki_path,
+        "LeafCertTTL": mesh.vault.leaf_ttl,
+        "IntermediateCertTTL": "8760h",
+        "RotationPeriod": "2160h",
+    }
+    if mesh.vault.consul_ca_file:
+        config["CAFile"] = mesh.vault.consul_ca_file
+    if mesh.vault.namespace:
+        config["Namespace"] = mesh.vault.namespace
+    return {"Provider": "vault", "Config": config}
+
+
+def provider(
+    connections: Connections, datacenter: Datacenter, token: SecretStr
+) -> tuple[str, dict[str, Any]]:
+    """
+    The CA provider's name and its configuration, without the token Consul gives in clear.
+
+    ("off", {}) where Connect is switched off.
+    """
+    try:
+        found = consul.operator_get(connections, datacenter, token, CONFIGURATION)
+    except MeshError as error:
+        if "Connect must be enabled" in str(error):
+            return "off", {}
+        raise
+    if not isinstance(found, dict) or not isinstance(found.get("Config"), dict):
+        raise BadAnswer("the CA configuration is no configuration", where=datacenter.name)
+    config = {k: v for k, v in found["Config"].items() if k != "Token"}
+    return str(found.get("Provider") or ""), config
+
+
+def _as_declared(mesh: Mesh, datacenter: Datacenter, found: tuple[str, dict[str, Any]]) -> bool:
+    name, config = found
+    wanted = vault_configuration(mesh, datacenter, SecretStr(""))["Config"]
+    keys = ("Address", "RootPKIPath", "IntermediatePKIPath")
+    return name == "vault" and all(
+        str(config.get(k, "")).strip("/") == str(wanted[k]).strip("/") for k in keys
+    )
+
+
+@step("connect CA of {datacenter.name} on vault")
+def ensure_on_vault(
+    connections: Connections, datacenter: Datacenter, management: SecretStr, ca_token: SecretStr
+) -> bool:
+    """
+    Make Vault the datacenter's CA provider with the declared paths; whether it was not.
+
+    Root and intermediate path go in one write: changing only the root unmounts
+    the shared intermediate, and Consul still answers 200.
+
+    Raises:
+        NotConverged: Consul took the write but shows another configuration.
+    """
+    mesh = connections.topology
+    found = provider(connections, datacenter, management)
+    if _as_declared(mesh, datacenter, found):
+        return False
+    began = time.monotonic()
+    _write(connections, datacenter, management, vault_configuration(mesh, datacenter, ca_token))
+    wait_until(
+        lambda: _as_declared(mesh, datacenter, provider(connections, datacenter, management)),
+        "the CA on vault",
+        deadline=30.0,
+        where=datacenter.name,
+        stage="CA",
+        remedy="the leader's log names what Vault refused",
+    )
+    record.current().change(
+        f"consul {datacenter.name}",
+        "connect CA set to vault",
+        before=found[0],
+        after=f"vault, {mesh.vault.root_pki_path}, {datacenter.consul.intermediate_pki_path}",
+        seconds=time.monotonic() - began,
+    )
+    return True
+
+
+@step("connect CA of {datacenter.name} built in")
+def ensure_built_in(
+    connections: Connections, datacenter: Datacenter, management: SecretStr
+) -> bool:
+    """
+    Make Consul's built-in provider the CA; whether it was not.
+
+    Vault must serve for this: Consul reads the old root to cross-sign the new.
+    """
+    found = provider(connections, datacenter, management)
+    if found[0] == "consul":
+        return False
+    body = {
+        "Provider": "consul",
+        "Config": {"LeafCertTTL": connections.topology.vault.leaf_ttl, "RotationPeriod": "2160h"},
+    }
+    _write(connections, datacenter, management, body)
+    wait_until(
+        lambda: provider(connections, datacenter, management)[0] == "consul",
+        "the built-in CA",
+        deadline=30.0,
+        where=datacenter.name,
+        stage="CA",
+    )
+    record.current().change(
+        f"consul {datacenter.name}", "connect CA set to built-in", before=found[0]
+    )
+    return True
+
+
+def _write(
+    connections: Connections, datacenter: Datacenter, token: SecretStr, body: dict[str, Any]
+) -> None:
+    leader = consul.await_quorum(connections, datacenter)
+    block = connections.consul(datacenter.name)
+    with block.client(consul.url(connections, leader), token=token, dc="", deadline=30.0) as api:
+        api.put(CONFIGURATION, json=body)
+
+
+def sign_leaf(
+    connections: Connections, datacenter: Datacenter, token: SecretStr, *, deadline: float = 6.0
+) -> str:
+    """
+    Have a leaf signed now and check its chain to the active root; the root's name.
+
+    For a service name nobody used before, since an agent answers a known one
+    from its cache while the CA is broken.
+
+    Raises:
+        MeshError: it was not signed in time.
+        NotConverged: it was, but does not chain to the active root.
+    """
+    name = f"mesh-runbooks-probe-{secrets.token_hex(6)}"
+    block = connections.consul(datacenter.name)
+    server = datacenter.consul.servers[0]
+    with block.client(
+        consul.url(connections, server), token=token, dc="", deadline=deadline
+    ) as api:
+        leaf = api.get(f"/v1/agent/connect/ca/leaf/{name}").json(dict)
+    active = _active(connections, datacenter, token)
+    chain = x509.load_pem_x509_certificates(str(leaf["CertPEM"]).encode())
+    bundle = chain[1:] + [
+        x509.load_pem_x509_certificate(pem.encode())
+        for pem in active.get("IntermediateCerts") or []
+    ]
+    root = x509.load_pem_x509_certificate(str(active["RootCert"]).encode())
+    if not chains(chain[0], bundle, root):
+        raise NotConverged("the leaf does not chain to the active root", where=datacenter.name)
+    return _fingerprint(root)
+
+
+def active_root(connections: Connections, datacenter: Datacenter, token: SecretStr) -> str:
+    """The fingerprint, cut short, of the root that a datacenter's servers trust now."""
+    active = _active(connections, datacenter, token)
+    return _fingerprint(x509.load_pem_x509_certificate(str(active["RootCert"]).encode()))
+
+
+def _active(connections: Connections, datacenter: Datacenter, token: SecretStr) -> dict[str, Any]:
+    roots = consul.operator_get(connections, datacenter, token, "/v1/connect/ca/roots") or {}
+    active = [r for r in roots.get("Roots") or [] if r.get("Active")]
+    if len(active) != 1:
+        raise BadAnswer(f"{len(active)} active roots", where=datacenter.name)
+    found: dict[str, Any] = active[0]
+    return found
+
+
+def _fingerprint(certificate: x509.Certificate) -> str:
+    return certificate.fingerprint(hashes.SHA256()).hex()[:12]
+
+
+def chains(leaf: x509.Certificate, bundle: list[x509.Certificate], root: x509.Certificate) -> bool:
+    """Whether signatures lead from `leaf` through `bundle` to `root`."""
+    here, left = leaf, list(bundle)
+    while True:
+        if _issued(here, root):
+            return True
+        nearer = next((c for c in left if c.subject != here.subject and _issued(here, c)), None)
+        if nearer is None:
+            return False
+        left.remove(nearer)
+        here = nearer
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def look(connections: Connections, datacenter: Datacenter, token: SecretStr) -> CaSeen:
+    """Provider and a really signed leaf; never an error."""
+    try:
+        name, _ = provider(connections, datacenter, token)
+    except MeshError as error:
+        return CaSeen("failing", str(error))
+    if name == "off":
+        return CaSeen("off")
+    try:
+        root = sign_leaf(connections, datacenter, token)
+    except MeshError as error:
+        return CaSeen("failing", str(error))
+    return CaSeen("ok" if name == "vault" else "builtin", f"chains to root {root}")
+
+
+@step("wait for a signed leaf in {datacenter.name}")
+def await_leaf(
+    connections: Connections, datacenter: Datacenter, token: SecretStr, *, deadline: float = 60.0
+) -> str:
+    """
+    Wait until a leaf is really signed in a datacenter; the root it chains to.
+
+    Raises:
+        NotConverged: none within `deadline` seconds.
+    """
+    root: str = wait_until(
+        lambda: sign_leaf(connections, datacenter, token),
+        "a leaf to be signed",
+        deadline=deadline,
+        where=datacenter.name,
+        stage="CA",
+        every=0.2,
+        remedy="is Vault active, and does Consul's CA token live? `mesh run boot-readiness` looks",
+    )
+    record.current().seen(f"consul {datacenter.name}", "signs leaves")
+    return root

@@ -1,0 +1,230 @@
+"""Steps of a cold boot: Consul, its ACLs and CA, the gateways and the federation."""
+
+from __future__ import annotations
+
+from blocks.topology import Datacenter
+from tasks.planning.draft import Boot
+from tasks.planning.survey import ConsulSeen
+
+
+def hold(boot: Boot, dc: Datacenter) -> None:
+    """Keep Consul's servers from the election storm until Vault serves."""
+    seen = boot.survey.datacenter(dc.name)
+    if boot.broken or boot.survey.vault.active or seen.state == "serving" or seen.ca == "builtin":
+        return  # break-glass stops the servers itself
+    if boot.vault.way == "init" and seen.state != "storm":
+        return  # before day 0 no CA is on Vault, and nothing can lock
+    targets = [n for n in dc.consul.servers if boot.may_run(n, dc.consul.unit)]
+    reason = "election storm" if seen.state == "storm" else "boot lock"
+    boot.draft.add(
+        f"hold:{dc.name}",
+        "hold",
+        "hold",
+        targets,
+        f"{reason}: CA provider = vault; until Vault serves,"
+        f" at most {boot.options.vault_deadline:g} s",
+        boot.on(targets),
+        datacenter=dc.name,
+        expected=seen.state == "unknown",
+        hosts=targets,
+    )
+
+
+def consul(boot: Boot, dc: Datacenter) -> None:
+    """Start the servers, without Connect or with it again as the fallback says."""
+    seen = boot.survey.datacenter(dc.name)
+    down = [n for n in dc.consul.servers if n not in seen.up]
+    ready = [*boot.on(dc.consul.servers), f"hold:{dc.name}"]
+    if boot.broken:
+        _break(boot, dc, seen, ready)
+        return
+    waits = [*ready, f"renew:{dc.name}", *boot.vault_up]
+    if dc.name != boot.mesh.primary:
+        waits += ["ca", f"tokens:{boot.mesh.primary}", f"gateways:{boot.mesh.primary}"]
+    if seen.connect == "off":
+        boot.draft.add(
+            f"unbreak:{dc.name}",
+            "unbreak",
+            "put Connect back",
+            dc.consul.servers,
+            "break-glass is over once Vault serves",
+            waits,
+            datacenter=dc.name,
+            hosts=dc.consul.servers,
+        )
+    elif seen.state != "serving" or down:
+        boot.draft.add(
+            f"consul:{dc.name}",
+            "consul",
+            "start consul",
+            down or dc.consul.servers,
+            "prove quorum, a leader and a consistent read",
+            waits,
+            datacenter=dc.name,
+            expected=seen.state == "unknown",
+            hosts=down or dc.consul.servers,
+        )
+
+
+def _break(boot: Boot, dc: Datacenter, seen: ConsulSeen, ready: list[str]) -> None:
+    down = [n for n in dc.consul.servers if n not in seen.up]
+    hours = f"{boot.options.break_glass_hours:g} h"
+    if seen.state == "serving" and seen.connect != "off" and not down:
+        return  # its leader stands; a restart would only lock it
+    if seen.state == "serving" and seen.connect == "off" and not down:
+        over = seen.break_glass is not None and seen.break_glass.expires <= boot.survey.at
+        action, reason = "extend", f"its time ran out and Vault is not back; {hours} more"
+        if not over:
+            return
+    else:
+        action = "start without Connect"
+        reason = f"CA provider = vault, which does not serve; for {hours} at most"
+    boot.draft.add(
+        f"break-glass:{dc.name}",
+        "break-glass",
+        action,
+        dc.consul.servers,
+        reason,
+        ready,
+        datacenter=dc.name,
+        expected=seen.state == "unknown",
+        hosts=dc.consul.servers,
+    )
+
+
+def bootstrap(boot: Boot) -> None:
+    """Bootstrap the ACLs once, or recover a bootstrap whose answer was lost."""
+    seen = boot.survey.datacenter(boot.mesh.primary)
+    waits = [*boot.consul_up(boot.mesh.primary), *boot.vault_up, "setup", "restore"]
+    if seen.acl == "bootstrapped" and seen.token == "intended":
+        action, reason = "recover", "its answer was lost: the bootstrap is reset and done again"
+    elif seen.acl == "absent":
+        action, reason = (
+            "bootstrap",
+            "no ACL yet; the token is stored in Vault before it is used",
+        )
+    elif seen.acl == "unknown" and (
+        boot.vault.way == "init" or seen.token in {"absent", "intended"}
+    ):
+        action, reason = "bootstrap", "Vault keeps no management token yet"
+    else:
+        return
+    boot.draft.add(
+        "bootstrap",
+        "bootstrap",
+        action,
+        ("acl",),
+        reason,
+        waits,
+        datacenter=boot.mesh.primary,
+        expected=seen.acl == "unknown",
+    )
+
+
+def tokens(boot: Boot, dc: Datacenter) -> None:
+    """Give agents their tokens where they lack them."""
+    seen = boot.survey.datacenter(dc.name)
+    everyone = [*dc.consul.servers, *boot.mesh.client_hosts(dc.name)]
+    targets = (
+        everyone if "bootstrap" in boot.draft else [n for n in everyone if n in seen.untokened]
+    )
+    waits = [
+        *boot.consul_up(dc.name),
+        *boot.on(targets),
+        *boot.vault_up,
+        "setup",
+        "bootstrap",
+    ]
+    if dc.name != boot.mesh.primary:
+        waits += [f"tokens:{boot.mesh.primary}", f"gateways:{boot.mesh.primary}"]
+    boot.draft.add(
+        f"tokens:{dc.name}",
+        "tokens",
+        "give tokens to",
+        targets,
+        "each agent its own, stored in Vault first",
+        waits,
+        datacenter=dc.name,
+        expected=not seen.untokened,
+        hosts=targets,
+    )
+
+
+def connect_ca(boot: Boot) -> None:
+    """Put the Connect CA on Vault where it is not."""
+    seen = boot.survey.datacenter(boot.mesh.primary)
+    lasting = seen.ca == "failing" and seen.state == "serving" and boot.vault.way == "serves"
+    if "bootstrap" in boot.draft:
+        reason = "root and intermediate in Vault"
+    elif seen.ca == "builtin" and not boot.survey.maintenance:
+        reason = "it is Consul's own provider, the topology says Vault"
+    elif lasting and "unbreak:" + boot.mesh.primary not in boot.draft:
+        reason = "no leaf can be signed although Vault serves"
+    else:
+        return
+    boot.draft.add(
+        "ca",
+        "ca",
+        "put on Vault",
+        ("connect-ca",),
+        reason,
+        [
+            *boot.consul_up(boot.mesh.primary),
+            *boot.vault_up,
+            "setup",
+            "bootstrap",
+            f"tokens:{boot.mesh.primary}",
+        ],
+        datacenter=boot.mesh.primary,
+        expected=seen.ca == "unknown",
+    )
+
+
+def gateways(boot: Boot, dc: Datacenter) -> None:
+    """Start the mesh gateways that are not reachable."""
+    seen = boot.survey.datacenter(dc.name)
+    targets = [g.host for g in dc.gateways if seen.gateways.get(g.host) is not True]
+    boot.draft.add(
+        f"gateways:{dc.name}",
+        "gateways",
+        "start gateways",
+        targets,
+        "the way to the other datacenters",
+        [*boot.on(targets), *boot.vault_up, *boot.consul_up(dc.name), f"tokens:{dc.name}", "ca"],
+        datacenter=dc.name,
+        expected=any(boot.survey.host(n).dark for n in targets),
+        hosts=targets,
+    )
+
+
+def federate(boot: Boot, dc: Datacenter) -> None:
+    """Bind a secondary to its primary, and prove it both ways."""
+    seen, primary = boot.survey.datacenter(dc.name), boot.survey.datacenter(boot.mesh.primary)
+    others = [d.name for d in boot.mesh.datacenters if d.name != dc.name]
+    joined = (
+        seen.replication == "current"
+        and seen.ca != "failing"
+        and all(seen.reaches.get(other) for other in others)
+        and bool(primary.reaches.get(dc.name))
+    )
+    planned = {*boot.consul_up(dc.name), f"tokens:{dc.name}", f"gateways:{dc.name}"}
+    if joined and not planned & set(boot.draft.steps):
+        return
+    boot.draft.add(
+        f"secondary:{dc.name}",
+        "secondary",
+        "federate",
+        (dc.name,),
+        "answers both ways, replication current, a leaf that chains to the shared root",
+        [
+            *boot.consul_up(dc.name),
+            *boot.consul_up(boot.mesh.primary),
+            *boot.vault_up,
+            f"gateways:{boot.mesh.primary}",
+            f"gateways:{dc.name}",
+            f"tokens:{dc.name}",
+            "ca",
+        ],
+        datacenter=dc.name,
+        expected=seen.state == "unknown",
+    )

@@ -1,0 +1,384 @@
+"""
+Looking at a whole mesh without changing anything: the input of every plan.
+
+Everything that can be asked at the same time is. Nothing here raises for what
+it sees: a host that is off or a cloud that refuses is part of the survey.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from pydantic import SecretStr
+
+from blocks.errors import Forbidden, MeshError
+from blocks.topology import Datacenter, Mesh
+from tasks import (
+    break_glass,
+    certificates,
+    components,
+    connect_ca,
+    consul,
+    consul_acl,
+    federation,
+    hosts,
+    maintenance,
+    power,
+    services,
+    snapshots,
+    vault,
+    vault_keys,
+)
+from tasks.planning import survey as seen
+from tasks.step import fan_out, step
+from tasks.vault_setup import read_secret, setup_state
+
+if TYPE_CHECKING:
+    from blocks.mesh import Connections
+
+T = TypeVar("T")
+
+
+class Access(NamedTuple):
+    """What a run may use once Vault serves; in memory only."""
+
+    vault: SecretStr | None = None
+    consul: SecretStr | None = None
+
+
+def units_of(mesh: Mesh) -> dict[str, list[str]]:
+    """Every unit that the topology puts on each host."""
+    units: dict[str, list[str]] = {host.name: [] for _, host in mesh.hosts()}
+    for name in mesh.vault.nodes:
+        units[name].append(mesh.vault.unit)
+    for dc in mesh.datacenters:
+        for name in dc.consul.servers:
+            units[name].append(dc.consul.unit)
+        for gateway in dc.gateways:
+            units[gateway.host] += gateway.units
+        for name in mesh.client_hosts(dc.name):
+            units[name].append(dc.consul.unit)
+    for service in mesh.services:
+        units[service.host] += service.units
+    for component in mesh.components:
+        units[component.host] += component.units
+    return {host: list(dict.fromkeys(names)) for host, names in units.items()}
+
+
+@step("survey of {connections.topology.name}")
+def look(connections: Connections, *, without: tuple[str, ...] = ()) -> tuple[seen.Survey, Access]:
+    """
+    A whole mesh as it stands now, and the tokens that its Vault gave out for it.
+
+    Makes no call that changes anything.
+    """
+    began = time.monotonic()
+    mesh = connections.topology
+    with ThreadPoolExecutor(8) as pool:
+
+        def begin(function: Callable[[], T]) -> Any:
+            return pool.submit(copy_context().run, function)
+
+        machines = begin(lambda: _hosts(connections))
+        holders = begin(lambda: _holders(connections, without))
+        nodes = begin(lambda: vault.look_at_all(connections))
+        marks = begin(
+            lambda: {dc.name: break_glass.look(connections, dc) for dc in mesh.datacenters}
+        )
+        sealer = begin(lambda: _sealer(connections))
+        kept = begin(lambda: _snapshots(mesh))
+        found_hosts, incidents, restoring, certs = machines.result()
+        found_vault, access, token_state = _vault(
+            connections, nodes.result(), holders.result(), found_hosts
+        )
+        datacenters = fan_out(
+            lambda dc: _consul(connections, dc, access, token_state, marks.result()[dc.name]),
+            mesh.datacenters,
+        )
+        answering, wrong = _services(connections, found_hosts, access)
+        others = components.look_at_all(connections)
+        vault_snapshot, consul_snapshot = kept.result()
+    return (
+        seen.Survey(
+            at=datetime.now(UTC),
+            seconds=time.monotonic() - began,
+            hosts=found_hosts,
+            vault=seen.VaultSeen(
+                **found_vault,
+                incident="; ".join(incidents),
+                restore="begun" if restoring else "none",
+                sealer=sealer.result(),
+                snapshot=vault_snapshot,
+            ),
+            consul={
+                dc.name: found for dc, found in zip(mesh.datacenters, datacenters, strict=True)
+            },
+            services=answering,
+            pairs_wrong=wrong,
+            certificates=certs,
+            components=others,
+            consul_snapshot=consul_snapshot,
+            maintenance=_maintenance(connections, access),
+        ),
+        access,
+    )
+
+
+def _hosts(
+    connections: Connections,
+) -> tuple[dict[str, seen.HostSeen], list[str], bool, dict[tuple[str, str], seen.CertificateSeen]]:
+    mesh = connections.topology
+    units = units_of(mesh)
+
+    def datacenter(dc: Datacenter) -> dict[str, seen.HostSeen]:
+        try:
+            machines = power.machines(connections, dc)
+        except MeshError as error:
+            return {h.name: seen.HostSeen("unknown", error=str(error)) for h in dc.hosts}
+        return {name: seen.HostSeen(m.power) for name, m in machines.items()}
+
+    found: dict[str, seen.HostSeen] = {}
+    for part in fan_out(datacenter, mesh.datacenters):
+        found |= part
+    # A cloud that does not answer says nothing about its hosts: ask them.
+    lit = [h for _, h in mesh.hosts() if found[h.name].power in {"on", "unknown"}]
+    looks = fan_out(lambda h: hosts.look(connections, h, units[h.name]), lit, workers=32)
+    for look_ in looks:
+        before = found[look_.host]
+        ssh: seen.Ssh = {"ok": "ok", "refused": "refused", "down": "unknown"}[look_.ssh]  # type: ignore[assignment]
+        active = frozenset(u for u, on in look_.units.items() if on) if look_.ssh == "ok" else None
+        on = "on" if look_.ssh == "ok" else before.power
+        found[look_.host] = seen.HostSeen(on, ssh, look_.error or before.error, active)
+    incidents = [f"{x.host}: {x.incident}" for x in looks if x.incident]
+    restoring = any(x.restoring for x in looks)
+    reachable = {x.host for x in looks if x.ssh == "ok"}
+    certs = fan_out(
+        lambda c: certificates.look(connections, c),
+        [c for c in mesh.certificates if c.host in reachable],
+        workers=32,
+    )
+    return (
+        found,
+        incidents,
+        restoring,
+        {
+            (c.certificate.host, c.certificate.path): seen.CertificateSeen(
+                c.not_after, c.subject, c.error
+            )
+            for c in certs
+        },
+    )
+
+
+def _holders(connections: Connections, without: tuple[str, ...]) -> dict[str, seen.HolderSeen]:
+    found: dict[str, seen.HolderSeen] = {}
+    for look_ in vault_keys.look_at_all(connections, without):
+        state: seen.HolderState = "unknown" if look_.state == "unreachable" else look_.state
+        found[look_.holder.name] = seen.HolderSeen(
+            state, look_.state != "unreachable", look_.shares, look_.error
+        )
+    for holder in connections.topology.vault.holders:
+        if holder.name in without:
+            found[holder.name] = seen.HolderSeen("unknown", False, 0, "left out by without_holders")
+    return found
+
+
+def _vault(
+    connections: Connections,
+    nodes: list[vault.Node],
+    holders: dict[str, seen.HolderSeen],
+    found_hosts: dict[str, seen.HostSeen],
+) -> tuple[dict[str, Any], Access, seen.Token]:
+    mesh = connections.topology
+    states: dict[str, seen.NodeSeen] = {}
+    for node in nodes:
+        dark = found_hosts[node.host].power != "on"
+        state: seen.NodeState = (
+            "unknown" if dark and node.state in {"down", "hanging"} else node.state
+        )
+        states[node.host] = seen.NodeSeen(
+            state, node.progress, node.nonce, node.threshold, error=node.error
+        )
+    credential: seen.HolderState = "unknown"
+    if mesh.vault.credential is not None:
+        try:
+            kept = connections.store(mesh.vault.credential).read()
+            credential = "held" if kept and kept.get("secret_id") else "none"
+        except MeshError:
+            credential = "unknown"
+    found: dict[str, Any] = {
+        "nodes": states,
+        "holders": holders,
+        "credential": credential,
+        "setup": "absent" if credential == "none" else "unknown",
+    }
+    if not any(n.state == "active" for n in nodes):
+        return found, Access(), "unknown"
+    try:
+        token = connections.vault().login()
+    except MeshError:
+        return (
+            found | {"setup": "partial" if credential == "held" else "absent"},
+            Access(),
+            "unknown",
+        )
+    try:
+        host = next(n.host for n in nodes if n.state == "active")
+        with connections.vault().node(host, token=token, deadline=5.0) as api:
+            raft = api.get("/v1/sys/storage/raft/configuration").json(dict)
+            servers = (raft.get("data") or {}).get("config", {}).get("servers") or []
+            found["voters"] = tuple(str(s["node_id"]) for s in servers if s.get("voter"))
+            found["setup"] = setup_state(api, mesh)
+            stored, _ = read_secret(api, mesh, consul_acl.BOOTSTRAP_PATH)
+    except Forbidden:
+        return found | {"setup": "partial"}, Access(token), "denied"
+    except MeshError:
+        return found, Access(token), "unknown"
+    if stored and stored.get("secret"):
+        return found, Access(token, SecretStr(str(stored["secret"]))), "stored"
+    return found, Access(token), "intended" if stored else "absent"
+
+
+def _consul(
+    connections: Connections,
+    dc: Datacenter,
+    access: Access,
+    token_state: seen.Token,
+    marks: list[break_glass.BreakGlass],
+) -> seen.ConsulSeen:
+    mesh = connections.topology
+    found = consul.look(connections, dc)
+    mark = (
+        seen.BreakGlass(min(m.since for m in marks), min(m.expires for m in marks))
+        if marks
+        else None
+    )
+    common: dict[str, Any] = {
+        "state": found.state,
+        "up": frozenset(s.host for s in found.servers if s.state in {"leading", "following"}),
+        "token": token_state,
+        "break_glass": mark,
+        "connect": "off" if mark else "unknown",
+        "error": found.error,
+    }
+    if found.state != "serving":
+        return seen.ConsulSeen(**common)
+    if access.consul is None:
+        return seen.ConsulSeen(**common, acl="unknown" if token_state == "unknown" else "absent")
+    token = access.consul
+    try:
+        consul.operator_get(connections, dc, token, "/v1/acl/token/self")
+    except Forbidden:
+        return seen.ConsulSeen(**(common | {"token": "denied"}))
+    except MeshError:
+        return seen.ConsulSeen(**common)
+    ca = connect_ca.look(connections, dc, token)
+    common["connect"] = "off" if ca.state == "off" else "on"
+    others = [d for d in mesh.datacenters if d is not dc]
+    replication: seen.Replication = "current"
+    if dc.name != mesh.primary:
+        replication = _replication(connections, dc, token)
+    return seen.ConsulSeen(
+        **common,
+        ca=ca.state,
+        acl="bootstrapped",
+        gateways={
+            g.host: _true(lambda g=g: federation.gateway_registered(connections, dc, g, token))  # type: ignore[misc]
+            for g in dc.gateways
+        },
+        reaches={d.name: federation.look_at_reach(connections, dc, d, token)[0] for d in others},
+        replication=replication,
+        untokened=_untokened(connections, dc, token),
+    )
+
+
+def _untokened(connections: Connections, dc: Datacenter, token: SecretStr) -> frozenset[str]:
+    names = [*dc.consul.servers, *connections.topology.client_hosts(dc.name)]
+    bare = fan_out(lambda h: consul_acl.needs_tokens(connections, h, token), names)
+    return frozenset(name for name, lacks in zip(names, bare, strict=True) if lacks)
+
+
+def _replication(connections: Connections, dc: Datacenter, token: SecretStr) -> seen.Replication:
+    mesh = connections.topology
+    try:
+        ok, _ = federation.replication_gap(connections, mesh.datacenter(mesh.primary), dc, token)
+    except MeshError:
+        return "unknown"
+    return "current" if ok else "behind"
+
+
+def _true(probe: Callable[[], bool]) -> bool:
+    try:
+        return probe()
+    except MeshError:
+        return False
+
+
+def _services(
+    connections: Connections, found_hosts: dict[str, seen.HostSeen], access: Access
+) -> tuple[dict[str, seen.Answers], tuple[tuple[str, str], ...]]:
+    """Instances by the catalog's checks; pairs by a call through the callers' sidecars."""
+    mesh = connections.topology
+    answering: dict[str, seen.Answers] = {}
+    for service in mesh.services:
+        host = found_hosts[service.host]
+        key = f"{service.name}@{service.host}"
+        if host.dark:
+            answering[key] = "unknown"
+        elif host.units is not None and not set(service.units) <= host.units:
+            answering[key] = "down"
+    if access.consul is None:
+        return answering, ()
+    token = access.consul
+
+    def passes(service: Any) -> bool:
+        dc = mesh.datacenter(service.datacenter)
+        return _true(
+            lambda: service.host in services.passing_hosts(connections, dc, service.name, token)
+        )
+
+    asked = [s for s in mesh.services if f"{s.name}@{s.host}" not in answering]
+    for service, ok in zip(asked, fan_out(passes, asked), strict=True):
+        answering[f"{service.name}@{service.host}"] = "answering" if ok else "down"
+    lit = [
+        p
+        for p in services.pairs(mesh)
+        if answering[f"{p.caller.name}@{p.caller.host}"] == "answering"
+    ]
+    verdicts = fan_out(lambda p: services.ask(connections, p)[0], lit)
+    wrong = {
+        (p.caller.name, p.upstream.service)
+        for p, verdict in zip(lit, verdicts, strict=True)
+        if verdict != ("answers" if p.allowed else "denied")
+    }
+    return answering, tuple(sorted(wrong))
+
+
+def _sealer(connections: Connections) -> seen.Answers:
+    if connections.topology.vault.seal == "shamir":
+        return "unknown"
+    return "answering" if vault.sealer_answers(connections) else "down"
+
+
+def _snapshots(mesh: Mesh) -> tuple[seen.SnapshotSeen | None, seen.SnapshotSeen | None]:
+    def one(what: str) -> seen.SnapshotSeen | None:
+        found = snapshots.newest(mesh, what)
+        return found and seen.SnapshotSeen(
+            found.taken, found.path.name, found.restorable, found.error
+        )
+
+    return one("vault"), one(f"consul-{mesh.primary}")
+
+
+def _maintenance(connections: Connections, access: Access) -> str:
+    if access.consul is None:
+        return ""
+    mark = maintenance.look(connections, access.consul)
+    return (
+        f"since {mark.since:%Y-%m-%d %H:%M}, to end {mark.expires:%Y-%m-%d %H:%M}" if mark else ""
+    )

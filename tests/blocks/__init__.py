@@ -1,0 +1,1 @@
+"""The connections, each against the real server it speaks to."""

@@ -1,0 +1,1 @@
+"""The command `mesh`, as a process of its own."""

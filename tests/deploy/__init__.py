@@ -1,0 +1,1 @@
+"""`mesh deploy` and what it leaves on a real Prefect server."""

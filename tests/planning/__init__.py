@@ -1,0 +1,1 @@
+"""Decisions without I/O, table by table."""

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.runbook.acme import write_topology
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state directory of the test's own, with what a run leaves there."""
+    directory = tmp_path / "state"
+    monkeypatch.setenv("MESH_STATE_DIR", str(directory))
+    return directory
+
+
+@pytest.fixture
+def acme(tmp_path: Path, state: Path) -> str:
+    """The topology of a mesh that no server is behind: the frame is tried, not the clients."""
+    return str(write_topology(tmp_path / "acme.yaml"))
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """One Prefect server for all tests that need one; it costs ten seconds."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
