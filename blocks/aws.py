@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, HttpUrl, PrivateAttr, SecretStr
 
 from blocks.engine import Block
 from blocks.errors import BadInput
+from blocks.kept import Kept
 
 if TYPE_CHECKING:
     from blocks.aws_ec2 import Ec2
@@ -60,8 +60,12 @@ class AwsAccount(Block):
         default=DEADLINE, gt=0, description="Limit on each whole call, in seconds."
     )
 
-    _lock: Any = PrivateAttr(default_factory=threading.Lock)
-    _made: dict[tuple[str, str, str], Any] = PrivateAttr(default_factory=dict)
+    _kept: Kept = PrivateAttr(default_factory=Kept)
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied._kept = Kept()  # noqa: SLF001 - its own class
+        return copied
 
     def ec2(self, region: str | None = None, endpoint_url: str | None = None) -> Ec2:
         """The instances of one region."""
@@ -80,11 +84,11 @@ class AwsAccount(Block):
     def _one(self, service: str, kind: Any, region: str | None, endpoint_url: str | None) -> Any:
         # Making a boto3 client takes a quarter of a second; it serves many threads.
         region, endpoint = self._region(region), endpoint_url or self.endpoint_url
-        with self._lock:
+        with self._kept.lock:
             key = (service, region, endpoint or "")
-            if key not in self._made:
-                self._made[key] = kind(self._session(), region, endpoint, self.timeout_seconds)
-            return self._made[key]
+            if key not in self._kept:
+                self._kept[key] = kind(self._session(), region, endpoint, self.timeout_seconds)
+            return self._kept[key]
 
     def _region(self, region: str | None) -> str:
         if not (region or self.region):

@@ -239,6 +239,6 @@ def _dials(
             f"{field} {address} is {kind}",
             f"{field}: use an IP address, or a name outside .{book.domain}"
             if needed.startswith("dns:")
-            else f"{field}: use one that {needed} does not carry",
+            else f"{field}: use one that the mesh does not carry",
             ADDRESS if needed.startswith("dns:") else MOVE,
         )

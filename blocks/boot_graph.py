@@ -11,7 +11,8 @@ boot lock. Pure: the topology in, lines out.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
 from blocks.boot_edges import Edge, edges, service_node
@@ -27,9 +28,6 @@ class BootGraph:
         known = set(nodes)
         self.edges = [edge for edge in edges if edge.needed in known]
         self.unknown = [edge for edge in edges if edge.needed not in known]
-        self._from: dict[str, list[Edge]] = defaultdict(list)
-        for edge in self.edges:
-            self._from[edge.needer].append(edge)
 
     def needs(self) -> dict[str, dict[str, str]]:
         """Each node with what it needs directly, and why."""
@@ -51,9 +49,10 @@ class BootGraph:
             raise BadInput(f"boot graph: {line}" for line in found)
         sorter = TopologicalSorter({node: list(needed) for node, needed in self.needs().items()})
         sorter.prepare()
+        rank = {node: number for number, node in enumerate(self.nodes)}
         layers: list[list[str]] = []
         while sorter.is_active():
-            ready = sorted(sorter.get_ready(), key=self.nodes.index)
+            ready = sorted(sorter.get_ready(), key=rank.__getitem__)
             layers.append(ready)
             sorter.done(*ready)
         return layers
@@ -67,34 +66,82 @@ class BootGraph:
         """
         lines: list[str] = []
         cut: set[str] = set()
-        # From the cheapest on: whatever circle an edge still closes when its turn
-        # comes has no cheaper edge left, so it is the one to cut.
-        for edge in sorted(self.edges, key=lambda e: e.cost):
-            back = None if edge.cut in cut else self._path(edge.needed, edge.needer, cut)
+        bonds = _core(_bonds(self.edges))
+        # From the cheapest on: whatever circle a bond still closes when its turn
+        # comes has no cheaper one left, so it is the one to cut.
+        for bond in sorted(bonds, key=lambda b: b.cost):
+            if bond.gone(cut):
+                continue
+            back = _path([b for b in bonds if not b.gone(cut)], bond.needed, bond.needer)
             if back is None:
                 continue
-            steps = " -> ".join(f"{e.needed} ({e.reason})" for e in [edge, *back])
-            lines.append(f"{edge.needer} -> {steps}; cut: {edge.cut}")
-            cut.add(edge.cut)
+            steps = " -> ".join(f"{b.needed} ({'; '.join(b.reasons)})" for b in [bond, *back])
+            fresh = [text for text in bond.cuts if text not in cut]
+            lines.append(f"{bond.needer} -> {steps}; cut: {'; and '.join(fresh)}")
+            cut.update(bond.cuts)
         return lines
 
-    def _path(self, start: str, end: str, cut: set[str]) -> list[Edge] | None:
-        """The shortest way between two nodes without what is cut; [] if they are one."""
-        came: dict[str, Edge | None] = {start: None}
-        queue = deque([start])
-        while queue:
-            node = queue.popleft()
-            if node == end:
-                path: list[Edge] = []
-                while (edge := came[node]) is not None:
-                    path.append(edge)
-                    node = edge.needer
-                return path[::-1]
-            for edge in self._from[node]:
-                if edge.needed not in came and edge.cut not in cut:
-                    came[edge.needed] = edge
-                    queue.append(edge.needed)
-        return None
+
+@dataclass(frozen=True)
+class _Bond:
+    """All edges between two nodes: it is gone when every one of them is cut."""
+
+    needer: str
+    needed: str
+    reasons: tuple[str, ...]
+    cuts: tuple[str, ...]
+    cost: int
+
+    def gone(self, cut: set[str]) -> bool:
+        return all(text in cut for text in self.cuts)
+
+
+def _bonds(edges: Iterable[Edge]) -> list[_Bond]:
+    between: dict[tuple[str, str], list[Edge]] = defaultdict(list)
+    for edge in edges:
+        between[edge.needer, edge.needed].append(edge)
+    return [
+        _Bond(
+            needer,
+            needed,
+            tuple(dict.fromkeys(e.reason for e in alike)),
+            tuple(dict.fromkeys(e.cut for e in alike)),
+            max(e.cost for e in alike),
+        )
+        for (needer, needed), alike in between.items()
+    ]
+
+
+def _core(bonds: list[_Bond]) -> list[_Bond]:
+    """Only what a circle can go through; empty if there is none."""
+    while True:
+        needers, needed = {b.needer for b in bonds}, {b.needed for b in bonds}
+        inner = [b for b in bonds if b.needer in needed and b.needed in needers]
+        if len(inner) == len(bonds):
+            return bonds
+        bonds = inner
+
+
+def _path(bonds: Iterable[_Bond], start: str, end: str) -> list[_Bond] | None:
+    """The shortest way from one node to another; [] if they are one."""
+    leaving: dict[str, list[_Bond]] = defaultdict(list)
+    for bond in bonds:
+        leaving[bond.needer].append(bond)
+    came: dict[str, _Bond | None] = {start: None}
+    queue = deque([start])
+    while queue:
+        node = queue.popleft()
+        if node == end:
+            path: list[_Bond] = []
+            while (last := came[node]) is not None:
+                path.append(last)
+                node = last.needer
+            return path[::-1]
+        for bond in leaving[node]:
+            if bond.needed not in came:
+                came[bond.needed] = bond
+                queue.append(bond.needed)
+    return None
 
 
 def graph(mesh: Mesh) -> BootGraph:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextvars
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, HttpUrl, PrivateAttr, SecretStr
 
 from blocks.engine import Block
 from blocks.errors import BadAnswer, BadInput, Forbidden, Invalid, NoLeader, Refused, Transient
 from blocks.http import Api
+from blocks.kept import Kept
 
 if TYPE_CHECKING:
     import hvac
@@ -92,9 +92,12 @@ class VaultCluster(Block):
         default=10.0, gt=0, description="Limit on each whole call, in seconds."
     )
 
-    _credential: Callable[[], Auth | None] | None = PrivateAttr(default=None)
-    _login: tuple[SecretStr, float] | None = PrivateAttr(default=None)
-    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+    _kept: Kept = PrivateAttr(default_factory=Kept)
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied._kept = Kept()  # noqa: SLF001 - its own class
+        return copied
 
     @contextmanager
     def node(
@@ -104,14 +107,21 @@ class VaultCluster(Block):
         deadline: float | None = None,
         *,
         certificate: tuple[str, str] | None = None,
+        in_namespace: bool | None = None,
     ) -> Iterator[Api]:
-        """An `Api` that speaks to one node directly, without a token unless one is given."""
+        """
+        An `Api` that speaks to one node directly, without a token unless one is given.
+
+        Requests are about the block's namespace if `in_namespace`, by default
+        where there is a token. What concerns the node itself, such as its
+        health, its seal and raft, exists outside of namespaces only.
+        """
         if host not in self.nodes:
             raise BadInput(f"vault: {host} is none of its nodes ({', '.join(sorted(self.nodes))})")
         headers = {"X-Vault-Request": "true"}
         if token:
             headers["X-Vault-Token"] = token.get_secret_value()
-        if self.namespace:
+        if self.namespace and (in_namespace if in_namespace is not None else bool(token)):
             headers["X-Vault-Namespace"] = self.namespace
         with Api(
             f"vault {host}",
@@ -179,11 +189,13 @@ class VaultCluster(Block):
             NoLeader: no node is active.
             Forbidden: the credential is wrong, or there is none.
         """
-        with self._lock:
-            if self._login is not None and self._still_good(*self._login):
-                return self._login[0]
-            self._login = None
-            auth = self.auth or (self._credential and self._credential())
+        with self._kept.lock:
+            held: tuple[SecretStr, float] | None = self._kept.get("login")
+            if held and self._still_good(*held):
+                return held[0]
+            self._kept.pop("login", None)
+            find = self._kept.get("credential")
+            auth: Auth | None = self.auth or (find and find())
             if auth is None:
                 raise Forbidden(
                     "this connection holds no credential",
@@ -193,8 +205,8 @@ class VaultCluster(Block):
                 )
             if isinstance(auth, TokenAuth):
                 return auth.token
-            self._login = self._log_in(auth)
-            return self._login[0]
+            held = self._kept["login"] = self._log_in(auth)
+            return held[0]
 
     def _still_good(self, token: SecretStr, until: float) -> bool:
         """Whether a token lives on; a restored snapshot or a colleague may have ended it."""
@@ -206,7 +218,7 @@ class VaultCluster(Block):
 
     def find_credential(self, credential: Callable[[], Auth | None]) -> None:
         """Ask `credential` at each login, where the block itself holds none."""
-        self._credential = credential
+        self._kept["credential"] = credential
 
     def _log_in(self, auth: AppRoleAuth | CertificateAuth) -> tuple[SecretStr, float]:
         body: dict[str, Any] = {}
@@ -217,7 +229,7 @@ class VaultCluster(Block):
             body = {"name": auth.name} if auth.name else {}
             certificate = (auth.cert_file, auth.key_file)
         path = f"/v1/auth/{auth.mount.strip('/')}/login"
-        with self.node(self._active(), certificate=certificate) as api:
+        with self.node(self._active(), certificate=certificate, in_namespace=True) as api:
             try:
                 # A login changes nothing that the mesh runs on.
                 answer = api.put(path, json=body, mutates=False, absent_ok=False)
@@ -238,8 +250,8 @@ class VaultCluster(Block):
 
     def logout(self) -> None:
         """Revoke the token of the block's own login, if there is one."""
-        with self._lock:
-            held, self._login = self._login, None
+        with self._kept.lock:
+            held = self._kept.pop("login", None)
         if held:
             with self.node(self._active(), token=held[0]) as api:
                 api.post("/v1/auth/token/revoke-self", mutates=False, answers=(403,))
@@ -260,9 +272,8 @@ class VaultCluster(Block):
         token = token or self.login()
         with self.node(self._active(), token=token, deadline=deadline) as api:
             try:
-                yield client_through(api)
+                yield client_through(api, token)
             except Forbidden:
                 if own:
-                    with self._lock:
-                        self._login = None  # revoked under us: the next client logs in anew
+                    self._kept.pop("login", None)  # revoked under us: the next logs in anew
                 raise

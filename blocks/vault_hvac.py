@@ -9,6 +9,7 @@ from typing import Any
 import hvac
 import requests
 from hvac.adapters import Adapter
+from pydantic import SecretStr
 
 from blocks.http import Answer, Api
 
@@ -28,14 +29,18 @@ _RAW = (
 )
 
 
-def client_through(api: Api) -> hvac.Client:
+def client_through(api: Api, token: SecretStr) -> hvac.Client:
     """
     An `hvac.Client` that sends all through `api` and its headers.
 
     Answers of 200 are the parsed JSON, others a `requests.Response`.
     """
-    # An empty token, not none: else hvac would look into the environment and ~/.vault-token.
-    return hvac.Client(url=api.base_url, token="", adapter=lambda **given: _Through(api, **given))
+    return hvac.Client(
+        url=api.base_url,
+        # Given always, else hvac would look into the environment and ~/.vault-token.
+        token=token.get_secret_value(),
+        adapter=lambda **given: _Through(api, **given),
+    )
 
 
 class _Through(Adapter):  # type: ignore[misc]  # hvac carries no types

@@ -24,6 +24,8 @@ from typing_extensions import override
 
 from blocks.errors import Unreachable, Untrusted
 
+PIECE = 65536  # bytes sent at once, so that the deadline is looked at in between
+
 _ends: ContextVar[float] = ContextVar("ends")
 
 
@@ -134,9 +136,10 @@ class Stream(httpcore.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send all of `buffer`."""
         try:
-            while buffer:
+            rest = memoryview(buffer)
+            while rest:
                 self._socket.settimeout(left())
-                buffer = buffer[self._socket.send(buffer[:65536]) :]
+                rest = rest[self._socket.send(bytes(rest[:PIECE])) :]
         except TimeoutError as error:
             raise httpcore.WriteTimeout(reason(error)) from error
         except OSError as error:

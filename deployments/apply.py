@@ -25,6 +25,22 @@ class _Parser(argparse.ArgumentParser):
         raise BadInput(f"{message}; see {self.prog} --help")
 
 
+def parser() -> argparse.ArgumentParser:
+    """The arguments of `mesh deploy`."""
+    made = _Parser(
+        prog="mesh deploy",
+        description="Register everything with a Prefect server: block types, the mesh's block "
+        "documents, its limit, the work pool, and the deployments of prefect.yaml. "
+        "PREFECT_API_URL says where the server is.",
+        epilog="exit status: 0 all is as declared, 1 the server failed meanwhile, 2 bad input",
+    )
+    made.add_argument(
+        "--mesh", default=os.environ.get("MESH", "lab"), metavar="NAME",
+        help="name of the mesh or path to its topology file (default: $MESH, else lab)",
+    )  # fmt: skip
+    return made
+
+
 def main(arguments: Sequence[str]) -> int:
     """
     Deploy for one mesh; the exit status.
@@ -36,19 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         BadInput: no or no answering Prefect server, no such mesh, or a wrong file.
     """
-    parser = _Parser(
-        prog="mesh deploy",
-        description="Register everything with a Prefect server: block types, the mesh's block "
-        "documents, its limit, the work pool, and the deployments of prefect.yaml. "
-        "PREFECT_API_URL says where the server is.",
-        epilog="exit status: 0 all is as declared, 1 the server failed meanwhile, 2 bad input",
-    )
-    parser.add_argument(
-        "--mesh", default=os.environ.get("MESH", "lab"), metavar="NAME",
-        help="name of the mesh or path to its topology file (default: $MESH, else lab)",
-    )  # fmt: skip
-    given = parser.parse_args(arguments)
-
+    given = parser().parse_args(arguments)
     url = _server()
     from blocks.mesh import load_mesh
 
@@ -58,7 +62,9 @@ def main(arguments: Sequence[str]) -> int:
     notices: list[str] = []
     try:
         with _told(url):
-            for kind, objects in groupby(_apply(mesh, notices), key=lambda one: (one.kind, one.did)):
+            for kind, objects in groupby(
+                _apply(mesh, notices), key=lambda one: (one.kind, one.did)
+            ):
                 found = list(objects)
                 applied += found
                 print(f"  {kind[0]:<15} {kind[1]:<10} {' '.join(one.name for one in found)}")
@@ -96,15 +102,15 @@ def _apply(mesh: Mesh, notices: list[str]) -> Iterator[Applied]:
     for deployment in declared:
         prefect_objects.flow_of(deployment.entrypoint)
     documents, missing = prefect_documents.credential_documents(mesh)
-    notices += [
-        f"no credentials for {name} in the environment or the credentials file: "
-        f"block document {mesh.name}-{name} is left as it is"
-        for name in missing
-    ]
     with get_client(sync_client=True) as client:
         yield from prefect_objects.register(client, prefect_objects.block_types())
         for name, block in [prefect_documents.topology_document(mesh), *documents]:
             yield prefect_objects.save(name, block)
+        if absent := [name for name, kind in missing if not prefect_objects.is_stored(name, kind)]:
+            notices.append(
+                f"no block document {' '.join(absent)}, for neither the environment nor the "
+                "credentials file has these credentials: workers need their own"
+            )
         yield prefect_objects.ensure_limit(client, f"mesh-{mesh.name}")
         for pool in dict.fromkeys(d.work_pool for d in declared):
             yield prefect_objects.ensure_pool(client, pool)

@@ -50,18 +50,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A terminal that cannot show a sign gets a question mark, not a crash.
         getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
     except BadInput as error:
-        return _complain(error.problems)
+        status = _complain(error.problems)
     except MeshError as error:
-        return _complain([str(error)])
+        status = _complain([str(error)])
     except KeyboardInterrupt:
         print("mesh: stopped", file=sys.stderr)
-        return 1
+        status = 1
     except BrokenPipeError:
-        # Whoever read the output has gone; what is left to say goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        status = 1
+    _let_go_of_output()
+    return status
+
+
+def _let_go_of_output() -> None:
+    # Whoever read the output may have gone; that changes nothing about what was done.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _complain(problems: Sequence[str]) -> int:

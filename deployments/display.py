@@ -18,6 +18,7 @@ from deployments import words
 from deployments.progress import Progress, StageLine
 from flows.report import Report
 from flows.run import Run
+from tasks.planning import timeline
 from tasks.record import Event, Recorder
 
 if TYPE_CHECKING:
@@ -103,8 +104,10 @@ class Display:
         done = self._run.done if self._run is not None else ""
         self._write(["", words.headline(report, done)], "bold green" if good else "bold red")
         self._write(words.problem_lines(report))
-        self._write(words.timeline_lines(report, recorder, self._width))
-        self._write([*([""] if report.outcome != "planned" else []), words.figures(report)])
+        rows = timeline.bars(recorder.events, end=report.seconds)
+        if rows and report.outcome != "planned":
+            self._write(["", *timeline.terminal(rows, width=self._width)])
+        self._write(["", words.figures(report)])
 
     # appended lines
 

@@ -36,9 +36,9 @@ def topology_document(mesh: Mesh) -> tuple[str, Block]:
 
 def credential_documents(
     mesh: Mesh, environ: Mapping[str, str] = os.environ
-) -> tuple[list[tuple[str, Block]], list[str]]:
+) -> tuple[list[tuple[str, Block]], list[tuple[str, type[Block]]]]:
     """
-    A document for each connection whose credential is here, and the connections that have none.
+    A document for each connection whose credential is here, and those for which none is.
 
     Looked for in the environment and in the credentials file; never printed.
 
@@ -47,16 +47,16 @@ def credential_documents(
     """
     credentials = Credentials(mesh.name, environ, find_file(mesh.origin, environ), False)
     documents: list[tuple[str, Block]] = []
-    missing: list[str] = []
+    missing: list[tuple[str, type[Block]]] = []
     for connection, kind, block, known in _connections(mesh):
+        name = credentials.document_name(connection)
         fields = credentials.fields(connection, kind)
         if fields is None:
             if connection != "vault":  # its own credential lies in the store `vault.credential`
-                missing.append(connection)
+                missing.append((name, block))
             continue
         given = _absolute(fields, _folder(mesh), _CREDENTIAL_FILES)
         values = {"auth": _auth(given)} if connection == "vault" else {**known, **given}
-        name = credentials.document_name(connection)
         documents.append((name, _made(connection, block, values)))
     return documents, missing
 

@@ -89,6 +89,14 @@ def save(name: str, block: Block) -> Applied:
     return Applied("block document", name, did)
 
 
+def is_stored(name: str, kind: type[Block]) -> bool:
+    """Whether there is a block document of this name and kind, readable or not."""
+    try:
+        return documents.load(kind, name) is not None
+    except Invalid:
+        return True
+
+
 def _values(block: Block) -> dict[str, Any]:
     return {name: getattr(block, name) for name in type(block).model_fields}
 
@@ -213,7 +221,7 @@ def _wanted(declared: Declared, schema: dict[str, Any]) -> dict[str, Any]:
         "description": declared.description,
         "tags": declared.tags,
         "parameters": declared.parameters,
-        "schema": schema,
+        "schema": _filled(schema),
         "enforced": declared.enforce_parameter_schema,
         "pool": (declared.work_pool, declared.work_queue),
         "job_variables": declared.job_variables,
@@ -233,7 +241,7 @@ def _stands(found: DeploymentResponse) -> dict[str, Any]:
         "description": found.description or "",
         "tags": found.tags,
         "parameters": found.parameters,
-        "schema": found.parameter_openapi_schema,
+        "schema": _filled(found.parameter_openapi_schema or {}),
         "enforced": found.enforce_parameter_schema,
         "pool": (found.work_pool_name, found.work_queue_name),
         "job_variables": found.job_variables,
@@ -251,3 +259,8 @@ def _stands(found: DeploymentResponse) -> dict[str, Any]:
         },
         "pull_steps": found.pull_steps or [],
     }
+
+
+def _filled(schema: dict[str, Any]) -> dict[str, Any]:
+    # Whether what is empty is left away depends on who wrote it: we, or `prefect deploy`.
+    return {key: value for key, value in schema.items() if value not in ([], {}, None)}

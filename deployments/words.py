@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from flows.report import PlanRow, Problem, Report
-from tasks.record import Recorder
 
 WIDTH = 100
 
@@ -106,8 +105,3 @@ def figures(report: Report) -> str:
         if key in report.links
     ]
     return "  " + told + "   ".join(links)
-
-
-def timeline_lines(report: Report, recorder: Recorder, width: int = WIDTH) -> Iterator[str]:
-    """What was up when, as bars."""
-    yield from ()

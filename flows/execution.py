@@ -298,7 +298,7 @@ def _report(
 def _leave_traces(report: Report, run: Run, order: Order) -> None:
     """The files of a run, then the word to those who watch; none of it changes the outcome."""
     try:
-        report.links |= markdown.write(report, run.recorder, run.state_dir / "reports")
+        report.links |= markdown.write(report, run.recorder, run.state_dir / "reports", run.mesh)
     except OSError as error:
         report.notices.append(f"the report's file could not be written: {error.strerror}")
     try:

@@ -6,7 +6,9 @@ import base64
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from blocks.topology import Mesh
 from flows.report import Problem, Report
+from tasks.planning import timeline, timeline_svg
 from tasks.record import Recorder
 
 VERDICTS = {
@@ -19,7 +21,7 @@ VERDICTS = {
 }
 
 
-def write(report: Report, recorder: Recorder, directory: Path) -> dict[str, str]:
+def write(report: Report, recorder: Recorder, directory: Path, mesh: Mesh) -> dict[str, str]:
     """
     Write a run's report and picture into files; gives the links to them.
 
@@ -29,7 +31,7 @@ def write(report: Report, recorder: Recorder, directory: Path) -> dict[str, str]
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     stem = f"{report.runbook}-{report.run_id[:8]}"
     links = {}
-    svg = picture(report, recorder)
+    svg = picture(report, recorder, mesh)
     if svg:
         file = directory / f"{stem}.svg"
         file.write_text(svg, encoding="utf-8")
@@ -40,14 +42,19 @@ def write(report: Report, recorder: Recorder, directory: Path) -> dict[str, str]
     return {**links, "report": str(file)}
 
 
-def picture(report: Report, recorder: Recorder) -> str:
+def picture(report: Report, recorder: Recorder, mesh: Mesh) -> str:
     """What was up when, as SVG; empty if nothing was seen to come up."""
-    return ""
+    return timeline_svg.svg(
+        timeline.bars(recorder.events, end=report.seconds),
+        title=f"{report.runbook} {report.mesh}: {VERDICTS[report.outcome]}",
+        subtitle=f"{report.started:%Y-%m-%d %H:%M:%S} UTC, {report.seconds:.1f} s",
+        groups={host.name: datacenter.name for datacenter, host in mesh.hosts()},
+    )
 
 
-def data_uri(svg: str) -> str:
+def data_uri(svg: Path) -> str:
     """A picture that travels inside the text, for where no file can be linked."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
 
 
 def text(report: Report, image: str = "") -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -176,8 +177,9 @@ class _Artifacts:
         )
 
     def end(self, report: Report, recorder: Recorder) -> None:
-        svg = markdown.picture(report, recorder)
-        image = f"![What was up when]({markdown.data_uri(svg)})" if svg else ""
+        # Inside the text: a worker's file is nothing a browser could load.
+        file = report.links.get("picture")
+        image = f"![What was up when]({markdown.data_uri(Path(file))})" if file else ""
         create_markdown_artifact(
             markdown=markdown.text(report, image),
             key=f"{report.runbook}-{report.mesh}-report",

@@ -123,16 +123,24 @@ def prove(connections: Connections, token: SecretStr) -> list[record.Check]:
 
 def without_connect(connections: Connections) -> list[record.Check]:
     """
-    What can be proven of a mesh under break-glass: a quorum in each datacenter.
+    What can be proven of a mesh under break-glass: quorum, and ACLs that answer.
+
+    The management token lies in the Vault that is away, so nothing is written.
 
     Raises:
         NotConverged: one failed; all are in the report.
     """
-    todo: dict[str, Proof] = {
-        f"{dc.name} quorum, Connect off": partial(_quorum, connections, dc)
-        for dc in connections.topology.datacenters
-    }
+    todo: dict[str, Proof] = {}
+    for dc in connections.topology.datacenters:
+        todo[f"{dc.name} quorum, Connect off"] = partial(_quorum, connections, dc)
+        todo[f"{dc.name} ACLs answer"] = partial(_acls, connections, dc)
     return _all(connections, todo)
+
+
+def _acls(connections: Connections, dc: Datacenter) -> Verdict:
+    found = consul.operator_get(connections, dc, None, "/v1/acl/token/self")
+    name = found.get("Description") if isinstance(found, dict) else None
+    return bool(name), f"an anonymous caller is seen as {name}"
 
 
 def _all(connections: Connections, todo: dict[str, Proof]) -> list[record.Check]:

@@ -48,6 +48,7 @@ def render(layout: Layout) -> None:
         authority = Authority.load(layout.pki)
     else:
         authority = Authority.create(layout.pki)
+    authority.hand_over(layout.issuing_ca_file)
     gossip_key = _gossip_key(layout.pki / "gossip.key")
     for host in layout.hosts:
         _render_host(layout, host, authority, gossip_key)

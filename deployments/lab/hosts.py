@@ -38,6 +38,7 @@ FOLDERS = (
     "var/log",
 )
 ENABLED_DIR = f"{UNIT_DIR}/multi-user.target.wants"
+SHADOW = Path("/etc/shadow")
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -65,15 +66,22 @@ def user() -> str:
     The user that sessions on the hosts run as: whoever runs the lab.
 
     Raises:
-        BadInput: this user has no entry in the machine's list of users.
+        BadInput: sshd would let this user in nowhere.
     """
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        name = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         raise BadInput(
             f"uid {os.geteuid()} has no name on this machine, and sshd lets in none without: "
             "add it to /etc/passwd"
         ) from None
+    # Who can read this list has an sshd that can, and that keeps to it.
+    if os.access(SHADOW, os.R_OK) and f"\n{name}:!" in f"\n{SHADOW.read_text()}":
+        raise BadInput(
+            f"the account {name} is locked on this machine, and sshd lets none in that is: "
+            f"run the lab as another user, or unlock it with `usermod --password '*' {name}`"
+        )
+    return name
 
 
 def prepare(layout: Layout, found: Programs) -> dict[str, str]:

@@ -157,6 +157,11 @@ class Layout:
         return self.pki / "ca.pem"
 
     @property
+    def issuing_ca_file(self) -> Path:
+        """The operator CA with its key, as Vault takes it to renew certificates by itself."""
+        return self.pki / "issuing-ca.json"
+
+    @property
     def proxmox_ca_file(self) -> Path:
         """The CA of the Proxmox API: a cluster has its own, and so has the lab's."""
         return self.pki / "proxmox" / "ca.pem"
@@ -241,6 +246,11 @@ def topology(
                 "shares": 1,
                 "path": str(holders / "runbooks.key"),
             },
+            "issuing_ca": {
+                "name": "operator",
+                "store": "file",
+                "path": str(layout.issuing_ca_file),
+            },
             "snapshots": {"directory": str(layout.directory / "snapshots")},
         },
         "services": [_service(h, s) for h in layout.hosts for s in h.services],
@@ -323,6 +333,8 @@ def _certificates(host: LabHost) -> list[dict[str, str]]:
             "path": certificate_path(server),
             "key_path": key_path(server),
             "used_by": server,
+            # Vault cannot renew what it needs itself to serve.
+            "issued_by": "operator" if server == "vault" else "vault",
         }
     ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,12 @@ class Authority:
     def pem(self) -> bytes:
         """The authority's own certificate."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def hand_over(self, path: Path) -> None:
+        """Keep the authority in one JSON file (0400), for Vault to take it over."""
+        kept = {"certificate": self.pem.decode(), "private_key": _key_pem(self.key).decode()}
+        path.unlink(missing_ok=True)
+        _write(path, json.dumps(kept).encode(), 0o400)
 
     def issue(
         self,

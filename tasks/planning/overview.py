@@ -45,7 +45,8 @@ def _consul(dc: Datacenter, survey: Survey) -> str:
             "failing": "CA FAILS",
             "off": "Connect OFF",
         }
-        text += f", {ca.get(seen.ca, 'CA not seen')}"
+        off = "Connect OFF (break-glass)" if seen.break_glass else "Connect OFF"
+        text += f", {off if seen.connect == 'off' else ca.get(seen.ca, 'CA not seen')}"
     elif dc.hosts and all(survey.host(n).power == "off" for n in dc.consul.servers):
         text = "not seen (hosts off)"
     return text

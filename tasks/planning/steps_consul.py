@@ -33,7 +33,8 @@ def hold(boot: Boot, dc: Datacenter) -> None:
 def consul(boot: Boot, dc: Datacenter) -> None:
     """Start the servers, without Connect or with it again as the fallback says."""
     seen = boot.survey.datacenter(dc.name)
-    down = [n for n in dc.consul.servers if n not in seen.up]
+    held = f"hold:{dc.name}" in boot.draft  # those that run now are stopped first
+    down = [n for n in dc.consul.servers if held or n not in seen.up]
     ready = [*boot.on(dc.consul.servers), f"hold:{dc.name}"]
     if boot.broken:
         _break(boot, dc, seen, ready)

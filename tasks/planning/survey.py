@@ -157,6 +157,7 @@ class Survey:
     components: Mapping[str, Answers] = field(default_factory=dict)
     consul_snapshot: SnapshotSeen | None = None
     maintenance: str = ""  # mark of planned Vault work: the CA is Consul's own on purpose
+    maintenance_ends: datetime | None = None  # when that was to end
 
     def host(self, name: str) -> HostSeen:
         """One host; unknown if it was not looked at."""

@@ -3,7 +3,8 @@ What was up when: the events of a run as a bar for each host, and in a terminal.
 
 A host's states come from `record.seen(host, state)`: `off`, `powered`, `ssh`,
 `vault listening`, `unsealed`, `active`, `standby`, `consul up`, `leader`,
-`gateway up`, `serving` (or `NAME serving`).
+`gateway up`, `serving` (or `NAME serving`); and, right after the survey, those
+of `opening`, so that a host that served all along is not drawn as one that came.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from blocks.topology import Mesh
+from tasks.planning.survey import Survey
 from tasks.record import Event
 
 Phase = Literal["off", "booting", "up", "serving"]
@@ -25,8 +28,10 @@ MEANING: dict[Phase, str] = {
     "up": "up, not serving",
     "serving": "serving",
 }
-GLYPHS: dict[Phase, str] = {"off": "░", "booting": "▒", "up": "▓", "serving": "█"}
-ASCII: dict[Phase, str] = {"off": ".", "booting": "-", "up": "=", "serving": "#"}
+# A terminal's shades are hard to tell apart, so what is on the way up has one.
+GLYPHS: dict[Phase, str] = {"off": "░", "booting": "▒", "up": "▒", "serving": "█"}
+ASCII: dict[Phase, str] = {"off": ".", "booting": "-", "up": "-", "serving": "#"}
+LEGEND: dict[Phase, str] = {"off": "off", "booting": "coming up", "serving": "serving"}
 
 _STATES: dict[str, Phase] = {
     "off": "off",
@@ -40,6 +45,7 @@ _STATES: dict[str, Phase] = {
     "leader": "serving",
     "gateway up": "serving",
     "serving": "serving",
+    "already serving": "serving",
 }
 # What only a host's last role serves with; an agent below it is then on the way.
 _LAST = ("gateway up", "serving")
@@ -88,6 +94,28 @@ def phase_of(state: str) -> Phase | None:
     return _STATES.get(state) or ("serving" if state.endswith(" serving") else None)
 
 
+def opening(mesh: Mesh, survey: Survey) -> dict[str, str]:
+    """The states to record when a run begins: hosts that are off, and those that serve already."""
+    served: dict[str, list[bool]] = {host.name: [] for _, host in mesh.hosts()}
+    for name in mesh.vault.nodes:
+        served[name].append(survey.node(name).unsealed)
+    for dc in mesh.datacenters:
+        seen = survey.datacenter(dc.name)
+        for name in dc.consul.servers:
+            served[name].append(seen.state == "serving" and name in seen.up)
+        for gateway in dc.gateways:
+            served[gateway.host].append(bool(seen.gateways.get(gateway.host)))
+    for service in mesh.services:
+        served[service.host].append(survey.service(service.name, service.host) == "answering")
+    found = {}
+    for host, roles in served.items():
+        if survey.host(host).power in {"off", "changing"}:
+            found[host] = "off"
+        elif roles and all(roles):
+            found[host] = "already serving"
+    return found
+
+
 def bars(events: Iterable[Event], *, end: float | None = None) -> list[Bar]:
     """
     A bar for each host that changed during a run, in the order they came to serve.
@@ -104,7 +132,8 @@ def bars(events: Iterable[Event], *, end: float | None = None) -> list[Bar]:
     found = [
         _bar(subject, sorted(states, key=lambda s: s[0]), until) for subject, states in seen.items()
     ]
-    return sorted(found, key=_rank)
+    # Who served all along is no news.
+    return _in_order([b for b in found if len(b.segments) > 1 or b.served_at is None])
 
 
 def _bar(subject: str, states: Sequence[tuple[float, str]], until: float) -> Bar:
@@ -112,6 +141,8 @@ def _bar(subject: str, states: Sequence[tuple[float, str]], until: float) -> Bar
     has_role = any(text.endswith(_LAST) for text in texts)
     first = phase_of(texts[0])
     phase: Phase = "off" if first in {"off", "booting"} else "up"
+    if texts[0] == "already serving":
+        phase = "serving"
     start = 0.0
     segments: list[Segment] = []
     reached: dict[str, float] = {}
@@ -144,10 +175,18 @@ def natural(name: str) -> list[tuple[int, str]]:
     ]
 
 
-def _rank(bar: Bar) -> tuple[float, list[tuple[int, str]]]:
-    served = bar.served_at
-    # To the second, so that hosts of one role stay together.
-    return (float("inf") if served is None else round(served), natural(bar.subject))
+def _in_order(found: Sequence[Bar]) -> list[Bar]:
+    """Hosts named alike together, whoever served first on top; the rest by name."""
+    never = float("inf")
+    first: dict[str, float] = {}
+    for bar in found:
+        served = never if bar.served_at is None else bar.served_at
+        first[_role(bar)] = min(first.get(_role(bar), never), served)
+    return sorted(found, key=lambda b: (first[_role(b)], _role(b), natural(b.subject)))
+
+
+def _role(bar: Bar) -> str:
+    return bar.subject.rstrip("0123456789")
 
 
 def _told(state: str) -> str:
@@ -164,14 +203,17 @@ def terminal(
     rows: Sequence[Bar], *, width: int = 80, limit: int = 40, glyphs: Mapping[Phase, str] = GLYPHS
 ) -> list[str]:
     """
-    A line for each host, at most `limit`: of more, those that came last are shown.
+    A line for each host, at most `limit`: of more, those that served last are shown.
 
     `width` is that of the terminal; below 60 columns the notes are left out.
     """
     if not rows:
         return []
     until = max(bar.segments[-1].end for bar in rows)
-    shown = list(rows[-limit:])
+    late = sorted(rows, key=lambda b: b.served_at if b.served_at is not None else until + 1)[
+        -limit:
+    ]
+    shown = [bar for bar in rows if bar in late]
     label = min(max(len(bar.subject) for bar in shown), 24)
     notes = [bar.note for bar in shown] if width >= 60 else [""] * len(shown)
     room = width - label - max(len(note) for note in notes) - 7
@@ -183,8 +225,7 @@ def terminal(
     for bar, note in zip(shown, notes, strict=True):
         name = bar.subject if len(bar.subject) <= label else bar.subject[: label - 1] + "…"
         lines.append(f"  {name:<{label}} ▕{_drawn(bar, until, room, glyphs)}▏ {note}".rstrip())
-    used = [p for p in PHASES if any(s.phase == p for bar in shown for s in bar.segments)]
-    legend = "  ".join(f"{glyphs[p]} {MEANING[p]}" for p in used)
+    legend = "  ".join(f"{glyphs[phase]} {text}" for phase, text in LEGEND.items())
     lines.append(f"  {'':<{label}}  0{f'{until:.1f} s':>{room - 1}}  {legend}".rstrip())
     return lines
 

@@ -18,7 +18,7 @@ Theme = Literal["auto", "light", "dark"]
 
 WIDTH = 960
 ROW, THICK = 20, 12
-HEAD, FOOT, GROUP = 74, 34, 26
+HEAD, FOOT, GROUP = 72, 34, 30
 _CHAR = 6.7  # a letter's mean width at 12 px, generously
 
 _LIGHT = {
@@ -30,9 +30,10 @@ _LIGHT = {
     "off": "#eceff3",
     "hatch": "#c3cad4",
     "booting": "#e69f00",
-    "up": "#56b4e9",
+    "up": "#a6d4f2",
     "serving": "#00805e",
     "mark": "#ffffff",
+    "bad": "#b3261e",
 }
 _DARK = {
     "page": "#161b22",
@@ -43,9 +44,10 @@ _DARK = {
     "off": "#21272f",
     "hatch": "#414a56",
     "booting": "#d99a1c",
-    "up": "#5fb2e6",
+    "up": "#2c5d84",
     "serving": "#1fae84",
     "mark": "#10151b",
+    "bad": "#ff8a80",
 }
 _STYLE = """
 text{{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:{ink}}}
@@ -53,7 +55,7 @@ text{{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-ser
 .page{{fill:{page};stroke:{edge}}}.grid{{stroke:{grid}}}.end{{stroke:{soft};stroke-dasharray:3 3}}
 .off{{fill:{off}}}.hatch{{stroke:{hatch};stroke-width:1.5}}
 .booting{{fill:{booting}}}.up{{fill:{up}}}.serving{{fill:{serving}}}
-.mark{{fill:{mark}}}
+.mark{{fill:{mark}}}.bad{{fill:{bad}}}
 """
 
 
@@ -99,7 +101,7 @@ def svg(
     y = float(HEAD)
     for heading, members in sections:
         if heading:
-            parts.append(f'<text class="g" x="20" y="{y + 15}">{escape(heading)}</text>')
+            parts.append(f'<text class="g" x="20" y="{y + 19}">{escape(heading)}</text>')
             y += GROUP
         for bar in members:
             parts.append(_row(bar, y, left, scale, right))
@@ -158,15 +160,17 @@ def _head(title: str, subtitle: str, rows: Sequence[Bar]) -> str:
     if any(bar.leads_at is not None for bar in rows):
         entries.append(("leads", ""))
     x = WIDTH - 20 - sum(len(text) * _CHAR + 36 for text, _ in entries) + 14
+    # Beside the title if it is short, under it if not.
+    y = 20 if 20 + len(title) * 9.6 < x else 40
     for text, fill in entries:
         if fill:
-            parts.append(f'<rect {fill} x="{x:.1f}" y="20" width="16" height="{THICK}" rx="2"/>')
+            parts.append(f'<rect {fill} x="{x:.1f}" y="{y}" width="16" height="{THICK}" rx="2"/>')
         else:
             parts.append(
-                f'<rect {_fill("serving")} x="{x:.1f}" y="20" width="16" height="12" rx="2"/>'
+                f'<rect {_fill("serving")} x="{x:.1f}" y="{y}" width="16" height="{THICK}" rx="2"/>'
             )
-            parts.append(_diamond(x + 8, 26))
-        parts.append(f'<text x="{x + 22:.1f}" y="30">{escape(text)}</text>')
+            parts.append(_diamond(x + 8, y + 6))
+        parts.append(f'<text x="{x + 22:.1f}" y="{y + 10}">{escape(text)}</text>')
         x += len(text) * _CHAR + 36
     return "\n".join(parts)
 
@@ -198,7 +202,8 @@ def _row(bar: Bar, y: float, left: float, scale: float, right: float) -> str:
         )
     if bar.leads_at is not None:
         parts.append(_diamond(min(left + bar.leads_at * scale + 7, right - 7), middle))
+    kind = "s" if bar.served_at is not None else "bad"
     parts.append(
-        f'<text class="s" x="{right + 12:.1f}" y="{middle + 4}">{escape(bar.note)}</text></g>'
+        f'<text class="{kind}" x="{right + 12:.1f}" y="{middle + 4}">{escape(bar.note)}</text></g>'
     )
     return "\n".join(parts)

@@ -21,7 +21,7 @@ from botocore.config import Config
 from proxmoxer import ProxmoxAPI
 
 from deployments.lab import control, hosts, processes
-from deployments.lab.layout import PRIMARY, SSH_PORT, LabHost, Layout
+from deployments.lab.layout import AWS_PORT, PRIMARY, SSH_PORT, LabHost, Layout
 
 T = TypeVar("T")
 
@@ -47,6 +47,8 @@ def free_network() -> Iterator[str]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
+            if listens(f"127.{number}.0.10", AWS_PORT):
+                continue  # somebody's lab that is no test's
             yield f"127.{number}"
             return
     raise AssertionError("all networks are in use")

@@ -46,7 +46,7 @@ def test_a_plan_needs_no_lock_but_says_who_holds_it(acme: str, state: Path):
 def test_the_lock_is_free_after_a_run(acme: str, state: Path):
     execute(sample, mesh=acme)
 
-    assert lock.holder_oflock.file_of(state, "acme") is None
+    assert lock.holder_of(lock.file_of(state, "acme")) is None
     assert execute(sample, mesh=acme).outcome == "verified"
 
 

@@ -1,0 +1,47 @@
+"""The verdict of a readiness check: its findings, and what they rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+Level = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: how it stands, and what to do if it does not."""
+
+    level: Level
+    subject: str
+    text: str
+    do: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All findings, the worst first; ready if none of them fails."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether the mesh would come back from the dark."""
+        return not any(f.level == "fail" for f in self.findings)
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """The findings as a table."""
+        return [
+            {"level": f.level, "subject": f.subject, "text": f.text, "do": f.do}
+            for f in self.findings
+        ]
+
+
+@dataclass(frozen=True)
+class Closer:
+    """What a readiness run looks at besides the survey."""
+
+    ca_token: timedelta | None = None  # life left of the token that Consul signs with
+    gateways: Mapping[str, str] = field(default_factory=dict)  # by host: "" or why not dialled

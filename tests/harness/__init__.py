@@ -1,0 +1,1 @@
+"""What tests on the lab's real servers share."""
