@@ -21,6 +21,7 @@ import botocore.exceptions
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
 from botocore.utils import get_environ_proxies
 
 from blocks.errors import (
@@ -127,6 +128,7 @@ class Client:
             ) from None
         except (
             botocore.exceptions.BotoCoreError,
+            ResponseParserError,
             KeyError,
             TypeError,
             ValueError,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from blocks import documents
-from blocks.errors import BadInput
+from blocks.errors import BadInput, MeshError
 from blocks.files import read_secret
 from blocks.nearest import did_you_mean
 
@@ -66,10 +66,11 @@ class Credentials:
     """The places to look in for one mesh."""
 
     mesh: str
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)
     file: Path | None
     use_prefect: bool
     _in_file: dict[str, Any] | None = field(default=None, repr=False)
+    _prefect_fails: str = ""
 
     def fields(self, connection: str, kind: Kind) -> dict[str, str] | None:
         """
@@ -93,10 +94,19 @@ class Credentials:
         return found
 
     def document(self, connection: str, kind: type[B]) -> B | None:
-        """The Prefect block document of a connection, `None` if there is none or no Prefect."""
-        if not (self.use_prefect and documents.reachable()):
+        """
+        The Prefect block document of a connection, `None` if there is none or no Prefect.
+
+        A Prefect API that fails is none too, and not asked again: it may be
+        down with the mesh. `missing` says so.
+        """
+        if self._prefect_fails or not (self.use_prefect and documents.reachable()):
             return None
-        return documents.load(kind, self.document_name(connection))
+        try:
+            return documents.load(kind, self.document_name(connection))
+        except MeshError as error:
+            self._prefect_fails = str(error)
+            return None
 
     def document_name(self, connection: str) -> str:
         """What the Prefect block document of a connection is called."""
@@ -108,7 +118,9 @@ class Credentials:
         first = " or ".join(ways)
         file = f"{connection} in {self.file}" if self.file else f"a {FILE_NAME} (MESH_CREDENTIALS)"
         block = f"Prefect block {self.document_name(connection)}"
-        if not (self.use_prefect and documents.reachable()):
+        if self._prefect_fails:
+            block += f" ({self._prefect_fails})"
+        elif not (self.use_prefect and documents.reachable()):
             block += " (no Prefect API is in use)"
         return f"{connection}: no credentials: neither ({first}) in the environment, nor {file}, nor {block}"
 

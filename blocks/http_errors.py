@@ -30,7 +30,8 @@ _NO_LEADER = re.compile(
     re.IGNORECASE,
 )
 _PASSING = re.compile(
-    "remote dc has no server|no path to datacenter|connection (refused|reset)|broken pipe"
+    "remote dc has no server|no path to datacenter|no known consul servers"
+    "|connection (refused|reset)|broken pipe"
     "|i/o timeout|got timeout|deadline exceeded|timed out|no route to host"
     "|use of closed network connection|session shutdown|stream (closed|reset)|rpc rate limit"
     r"|legacy mode|ca provider is nil|rpc error making call: (unexpected )?eof|\beof$",

@@ -16,6 +16,7 @@ from blocks.keys import parsed, same
 if TYPE_CHECKING:
     from blocks.aws_secrets import SecretsManager
 
+_PROBE = "mesh-probe"
 _TOKENS = uuid.UUID("7d1c9b8e-0b5f-4f0e-9d55-5a1f2b6c3e47")
 
 
@@ -57,10 +58,10 @@ class AwsSecretStore(Block):
         self.read()
         if not write:
             return
-        client, label = self._client(), "mesh-probe"
+        client, label = self._client(), _PROBE
         if client.describe(self.secret) is None:
             client.create(self.secret, None, token=str(uuid.uuid5(_TOKENS, f"new {self.secret}")))
-        written = json.dumps({"probe": str(uuid.uuid4())})
+        written = json.dumps({_PROBE: str(uuid.uuid4())})
         version = client.put(self.secret, written, token=str(uuid.uuid4()), stages=(label,))
         try:
             if client.get(self.secret, stage=label) != written:
@@ -71,7 +72,9 @@ class AwsSecretStore(Block):
     def read(self) -> dict[str, Any] | None:
         """The document."""
         text = self._client().get(self.secret)
-        return None if text is None else parsed(text.encode(), self.where)
+        value = None if text is None else parsed(text.encode(), self.where)
+        # AWS makes a secret's first version the current one, whatever its label.
+        return None if value is not None and set(value) == {_PROBE} else value
 
     def write(self, value: dict[str, Any]) -> None:
         """

@@ -95,7 +95,7 @@ class Connections:
         The Vault cluster; how to log in to it is looked for at each login.
 
         Explicit credentials go first, then the store `vault.credential`, which
-        has them from when Vault is set up.
+        has them from when Vault is set up, then Prefect's block document.
         """
         return self._once("vault", self._vault)
 
@@ -187,18 +187,14 @@ class Connections:
         from blocks.vault import AppRoleAuth, CertificateAuth, TokenAuth, VaultCluster
 
         fields = self._credentials.fields("vault", VAULT)
-        if fields is None:
-            found = self._credentials.document("vault", VaultCluster)
-            if found is not None and found.auth is not None:
-                return found.auth
-            if self.topology.vault.credential is None:
-                return None
-            kept = self.store(self.topology.vault.credential).read()
-            if not kept:
-                return None
+        holder = self.topology.vault.credential
+        if fields is None and holder is not None and (kept := self.store(holder).read()):
             if not kept.get("role_id") or not kept.get("secret_id"):
                 raise Invalid("it holds no role_id and secret_id", where="vault.credential")
             fields = {name: str(kept[name]) for name in ("role_id", "secret_id")}
+        if fields is None:
+            found = self._credentials.document("vault", VaultCluster)
+            return found.auth if found else None
         where = {name: fields[name] for name in ("mount", "name") if name in fields}
         if "token" in fields:
             return TokenAuth(token=SecretStr(fields["token"]))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, Field, HttpUrl, PrivateAttr, SecretStr
 
@@ -53,7 +53,7 @@ class CertificateAuth(BaseModel):
     mount: str = Field(default="cert", description="Path of the auth method.")
 
 
-Auth = Annotated[TokenAuth | AppRoleAuth | CertificateAuth, Field(discriminator="kind")]
+Auth = TokenAuth | AppRoleAuth | CertificateAuth
 
 
 class VaultCluster(Block):
@@ -85,8 +85,11 @@ class VaultCluster(Block):
         default=None, description="File with the CA that signed the nodes' certificates."
     )
     ca_pem: str | None = Field(default=None, description="The same CA as text.")
+    # Not `Annotated[...] | None`: Prefect would not see the secrets inside, and show them.
     auth: Auth | None = Field(
-        default=None, description="How to log in; absent only before Vault is initialised."
+        default=None,
+        discriminator="kind",
+        description="How to log in; absent only before Vault is initialised.",
     )
     timeout_seconds: float = Field(
         default=10.0, gt=0, description="Limit on each whole call, in seconds."

@@ -84,10 +84,9 @@ def _server() -> str:
             "PREFECT_API_URL is not set: say where the Prefect server is, "
             "such as http://127.0.0.1:4200/api"
         )
-    if not engine.answers(url):
+    if reason := engine.unanswered(url):
         raise BadInput(
-            f"Prefect at {url} does not answer within {engine.PATIENCE_SECONDS:g} s: "
-            "start it (prefect server start), or correct PREFECT_API_URL"
+            f"Prefect at {url} {reason}: start it (prefect server start), or correct PREFECT_API_URL"
         )
     return url
 

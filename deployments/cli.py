@@ -12,6 +12,7 @@ import argparse
 import importlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -177,12 +178,11 @@ def _run(given: argparse.Namespace) -> int:
     if given.runbook not in registry.RUNBOOKS:
         registry.load(given.runbook)
     if given.help:
-        engine.do_without_prefect()
+        engine.prepare("none")
         print(_help_of(registry.load(given.runbook)))
         return 0
     chosen, why = engine.choose(given.engine)
-    if chosen == "none":
-        engine.do_without_prefect()
+    engine.prepare(chosen)
     book = registry.load(given.runbook)
 
     from deployments.display import Display
@@ -191,10 +191,19 @@ def _run(given: argparse.Namespace) -> int:
     options = parse_all(book.parameters, given.given)
     display = Display(sys.stderr if given.json else sys.stdout)
     display.line(why)
+    # The run takes the first one to stop at a step boundary; the second meets this.
+    signal.signal(signal.SIGINT, _cut_off)
     report = engine.run(book, given.mesh, "plan" if given.plan else "apply", options, display)
     if given.json:
         print(report.model_dump_json(), flush=True)
     return report.exit_status
+
+
+def _cut_off(_number: int, _frame: object) -> None:
+    shown = b"\x1b[?25h" if sys.stdout.isatty() or sys.stderr.isatty() else b""
+    line = b"mesh: cut off; what was done stands, and the next run looks at what is there\n"
+    os.write(2, shown + line)
+    os._exit(1)
 
 
 def _refused(given: argparse.Namespace, error: BadInput) -> str:
@@ -259,7 +268,7 @@ def _runbooks_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
         from deployments import engine
         from flows import registry
 
-        engine.do_without_prefect()
+        engine.prepare("none")
         books = [registry.load(name) for name in registry.RUNBOOKS]
         if given.json:
             import json
@@ -298,7 +307,7 @@ def _validate_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
     def act(given: argparse.Namespace) -> int:
         from deployments import engine
 
-        engine.do_without_prefect()
+        engine.prepare("none")
         from blocks.boot_graph import cycles
         from blocks.mesh import load_mesh
 
@@ -329,7 +338,7 @@ def _journal_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
         if given.mesh:
             from deployments import engine
 
-            engine.do_without_prefect()
+            engine.prepare("none")
             from blocks.mesh import load_mesh
 
             file = journal.journal_of(load_mesh(given.mesh))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,11 +19,15 @@ Engine = Literal["none", "prefect"]
 PATIENCE_SECONDS = 2.0
 
 
-def do_without_prefect() -> None:
-    """From now on this process has no Prefect, and does not pay for importing it."""
-    from blocks.engine import do_without_prefect as decided
+def prepare(chosen: Engine) -> None:
+    """Set this process up for its engine; before anything of Prefect is imported."""
+    if chosen == "none":
+        from blocks.engine import do_without_prefect
 
-    decided()
+        do_without_prefect()
+    else:
+        # The display tells it already, and better; Prefect's server gets its log all the same.
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 def choose(wanted: str, environ: Mapping[str, str] = os.environ) -> tuple[Engine, str]:
@@ -41,25 +46,45 @@ def choose(wanted: str, environ: Mapping[str, str] = os.environ) -> tuple[Engine
         if wanted == "prefect":
             raise BadInput("--engine prefect: PREFECT_API_URL is not set")
         return "none", ""
-    if answers(url):
+    reason = unanswered(url, environ)
+    if not reason:
         return "prefect", f"engine: Prefect at {url}"
-    line = f"Prefect at {url} does not answer within {PATIENCE_SECONDS:g} s"
     if wanted == "prefect":
-        raise BadInput(f"--engine prefect: {line}")
-    return "none", f"engine: none ({line})"
+        raise BadInput(f"--engine prefect: Prefect at {url} {reason}")
+    return "none", f"engine: none (Prefect at {url} {reason})"
 
 
-def answers(url: str, patience: float = PATIENCE_SECONDS) -> bool:
-    """Whether a Prefect API answers here within so many seconds."""
-    if not url.startswith(("http://", "https://")):
-        return False
+def unanswered(url: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Why a Prefect API does not answer here in time; empty if it does."""
+    reasons = [f"does not answer within {PATIENCE_SECONDS:g} s"]
+    # A time-out of the socket alone would let a server that drips bytes hold us for ever.
+    asking = threading.Thread(target=lambda: reasons.append(_ask(url, environ)), daemon=True)
+    asking.start()
+    asking.join(PATIENCE_SECONDS)
+    return reasons[-1]
+
+
+def _ask(url: str, environ: Mapping[str, str]) -> str:
+    import ssl
+    import urllib.error
     import urllib.request
 
+    if not url.startswith(("http://", "https://")):
+        return "is no http or https address"
+    trust = environ.get("PREFECT_API_SSL_CERT_FILE") or None
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=patience) as answer:  # noqa: S310
-            return bool(answer.status == 200)
+        context = ssl.create_default_context(cafile=trust) if url.startswith("https") else None
+        asked = f"{url.rstrip('/')}/health"
+        with urllib.request.urlopen(asked, timeout=PATIENCE_SECONDS, context=context):  # noqa: S310
+            return ""
+    except urllib.error.HTTPError as error:
+        return f"answers with status {error.code}"
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLError):
+            return "cannot prove who it is (see PREFECT_API_SSL_CERT_FILE)"
+        return "does not answer"
     except (OSError, ValueError):
-        return False
+        return "does not answer"
 
 
 def run(book: Runbook, mesh: str, mode: Mode, options: dict[str, Any], display: Display) -> Report:

@@ -91,6 +91,9 @@ class Progress:
         stage.text = event.text or stage.text
         if stage.state != "running":
             stage.ended = event.at
+            if stage.state == "failed" and stage.waits and not stage.text:
+                first = min(stage.waits.values(), key=lambda wait: wait.since)
+                stage.text = f"waited for {first.subject}: {first.text}"
             stage.waits.clear()
         return stage
 

@@ -24,7 +24,7 @@ def plan_lines(rows: Sequence[PlanRow], width: int = WIDTH) -> Iterator[str]:
     room = min(room, max(longest, 30))
     yield f"{'Plan':<{start + room + 2}}waits for"
     for row in rows:
-        first, *rest = textwrap.wrap(_aim(row), room) or [""]
+        first, *rest = textwrap.wrap(_aim(row), room, break_on_hyphens=False) or [""]
         head = f"  {row.step:>{number}} {row.action:<{action}}  "
         yield f"{head}{first:<{room}}  {row.waits_for}"
         yield from (" " * start + line for line in rest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from pydantic import SecretStr
@@ -27,15 +28,15 @@ from tasks import (
     prove,
     services,
     snapshots,
+    survey,
     vault,
     vault_init,
     vault_keys,
     vault_setup,
 )
-from tasks.planning.cold_boot import Options, Plan, PlannedStep
+from tasks.planning.cold_boot import Options, Plan, PlannedStep, plan_cold_boot
 from tasks.planning.survey import Survey
 from tasks.step import fan_out, in_order
-from tasks.survey import Access
 from tasks.vault import Share
 from tasks.vault_restore import restore
 
@@ -48,16 +49,36 @@ class Boot:
     step planned for what could not be seen does nothing where nothing is to do.
     """
 
-    def __init__(
-        self, run: Run, options: Options, seen: Survey, access: Access, without: tuple[str, ...]
-    ) -> None:
-        self.run, self.options, self.seen, self.without = run, options, seen, without
+    def __init__(self, run: Run, options: Options, without_holders: tuple[str, ...]) -> None:
+        self.run, self.options, self.without = run, options, without_holders
         self.mesh, self.connections = run.mesh, run.connections
         self.primary = self.mesh.datacenter(self.mesh.primary)
+        self.seen: Survey
         self._lock = threading.RLock()
-        self._vault, self._management = access.vault, access.consul
+        self._management: SecretStr | None = None
         self._shares: list[Share] | None = None
         self._initial_root: SecretStr | None = None
+        self._numbers: dict[str, int] = {}
+
+    def look(self, title: str) -> Plan:
+        """
+        What is left to do, from what is seen now.
+
+        Raises:
+            RefusedByGate: with every reason why nothing more may be done.
+        """
+        with self.run.stage(title):
+            self.seen, access = survey.look(self.connections, without=self.without)
+        self._management = access.consul
+        plan = plan_cold_boot(self.mesh, self.seen, self.options)
+        if plan.refusals:
+            self.run.refuse(plan.refusals)
+        self._numbers = self._numbers or plan.numbers
+        if self.run.planned:  # the first plan's are shown with it
+            for notice in plan.notices:
+                if notice not in self.run.notices:
+                    self.run.notice(notice)
+        return plan
 
     def carry_out(self, plan: Plan) -> None:
         """
@@ -66,15 +87,16 @@ class Boot:
         A root token that init gave is revoked at the end, also of a failure.
         """
         try:
-            in_order(plan.needs(), lambda identity: self._step(plan, plan.step(identity)))
+            in_order(plan.needs(), lambda identity: self._step(plan.step(identity)))
         finally:
             self._revoke_initial()
 
-    def _step(self, plan: Plan, step: PlannedStep) -> None:
+    def _step(self, step: PlannedStep) -> None:
         kind = step.id.partition(":")[0]
         act: Callable[[PlannedStep], None] = getattr(self, f"_{kind.replace('-', '_')}")
         title = f"{step.action} {step.datacenter}".strip()
-        with self.run.stage(title, step=plan.numbers[step.id], of=len(step.targets)):
+        number = self._numbers.get(step.id, 0)
+        with self.run.stage(title, step=number, of=len(step.targets)):
             act(step)
 
     # Secrets of this run, each got when it is first needed.
@@ -89,9 +111,7 @@ class Boot:
 
     def vault_token(self) -> SecretStr:
         """The runbooks' own token, from their AppRole."""
-        with self._lock:
-            self._vault = self.connections.vault().login()
-            return self._vault
+        return self.connections.vault().login()
 
     def management(self) -> SecretStr:
         """Consul's management token, from Vault."""
@@ -141,6 +161,8 @@ class Boot:
         self._initial_root = vault_init.initialise(
             self.connections, discard=self.options.discard_lost_init
         )
+        # It is initialised now, whatever a later look of this run finds.
+        self.options = replace(self.options, initialise=False, discard_lost_init=False)
 
     def _restore(self, _: PlannedStep) -> None:
         snapshot = snapshots.newest(self.mesh, "vault")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from blocks.errors import NotConverged
 from flows.boot import Boot
 from flows.report import PlanRow
 from flows.run import Run
 from flows.runbook import runbook
-from tasks import survey
-from tasks.planning.cold_boot import Fallback, Options, Plan, plan_cold_boot
+from tasks.planning.cold_boot import Fallback, Options, Plan
 from tasks.planning.overview import overview
+
+# Power, Vault, Consul, the rest: four, and some for what comes up otherwise than expected.
+MOST_LOOKS = 8
 
 
 @runbook("cold-boot", title="fallback {fallback}")
@@ -31,7 +34,7 @@ def cold_boot(
     Bring a whole mesh back from the dark, and prove it.
 
     1. See what is up in both clouds, in Vault and in Consul; plan what is left.
-    2. Power on what is off; look again, now that everything can be seen.
+    2. Power on what is off; look again whenever more can be seen.
     3. Vault: unseal node by node with shares of several holders (or initialise).
     4. Consul in the primary: quorum, ACLs, its CA on Vault, a leaf really signed.
     5. Mesh gateways, then the other datacenters, proven in both directions.
@@ -66,26 +69,22 @@ def cold_boot(
         consul_deadline=consul_deadline,
     )
     run.give_up(without)
-    holders = tuple(without_holders)
-    with run.stage("survey"):
-        seen, access = survey.look(run.connections, without=holders)
-    plan = plan_cold_boot(run.mesh, seen, options)
-    if plan.refusals:
-        run.refuse(plan.refusals)
-    run.show_plan(rows(plan), notices=plan.notices, header=overview(run.mesh, seen))
-
-    lights = plan.stage("power")
-    if lights:
-        Boot(run, options, seen, access, holders).carry_out(Plan(lights))
-        with run.stage("survey again"):
-            seen, access = survey.look(run.connections, without=holders)
-        plan = plan_cold_boot(run.mesh, seen, options)
-        if plan.refusals:
-            run.refuse(plan.refusals)
-        for notice in plan.notices:
-            if notice not in run.notices:
-                run.notice(notice)
-    Boot(run, options, seen, access, holders).carry_out(plan)
+    boot = Boot(run, options, tuple(without_holders))
+    plan = boot.look("survey")
+    run.show_plan(rows(plan), notices=plan.notices, header=overview(run.mesh, boot.seen))
+    for _ in range(MOST_LOOKS):
+        # What was hidden (a host's disk, Vault's secrets, Consul's CA) is looked at as
+        # soon as it shows, and the plan made anew from it.
+        within = plan.horizon()
+        boot.carry_out(Plan(within))
+        if within == plan.steps:
+            return
+        plan = boot.look("look again")
+    raise NotConverged(
+        f"still {len(plan.mutating)} steps to do after {MOST_LOOKS} looks",
+        where=run.mesh.name,
+        remedy="something undoes what is done: look at the last plan",
+    )
 
 
 def rows(plan: Plan) -> list[PlanRow]:

@@ -249,15 +249,12 @@ def _problem(error: MeshError) -> Problem:
         details = error.problems if len(error.problems) > 1 else []
         line = f"{len(details)} problems with what was given" if details else error.message
         return Problem(error=line, details=details)
-    problem = Problem(
+    return Problem(
         error=error.message,
         where=error.where,
         do=error.remedy,
         safe_to_rerun=error.safe_to_rerun,
     )
-    if isinstance(error, Stopped):
-        problem.do = "run it again when you are ready: it carries on from what it finds"
-    return problem
 
 
 def _report(

@@ -25,7 +25,6 @@ from prefect.client.schemas.objects import ConcurrencyLeaseHolder, State, StateT
 from prefect.concurrency.sync import concurrency
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
-from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.utilities.urls import url_for
@@ -72,11 +71,6 @@ def call_here(
     """
     caller = Caller([onlooker])
     token = _caller.set(caller)
-    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
-        # The onlooker tells it already, and better.
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, PrefectConsoleHandler):
-                handler.setLevel(logging.CRITICAL + 1)
     try:
         flow(mesh=mesh, mode=mode, **options, return_state=True)
     except Exception as error:  # noqa: BLE001 - whatever Prefect's client raises
@@ -176,7 +170,7 @@ class _Artifacts:
             description="\n".join([*header, *(f"- {line}" for line in run.notices)]),
         )
 
-    def end(self, report: Report, recorder: Recorder) -> None:
+    def end(self, report: Report, _recorder: Recorder) -> None:
         # Inside the text: a worker's file is nothing a browser could load.
         file = report.links.get("picture")
         image = f"![What was up when]({markdown.data_uri(Path(file))})" if file else ""

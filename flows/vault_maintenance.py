@@ -46,22 +46,7 @@ def vault_maintenance(run: Run, *, direction: Direction = "begin", hours: float 
     order = [mesh.datacenter(mesh.primary), *mesh.secondaries]
     todo = [dc for dc in order if seen.consul[dc.name].ca != wanted]
     marked = bool(seen.maintenance)
-    rows = [
-        PlanRow(
-            step=i,
-            action="move CA of",
-            targets=dc.name,
-            reason="to Consul's own" if direction == "begin" else "to Vault",
-            waits_for=str(i - 1) if i > 1 else "-",
-        )
-        for i, dc in enumerate(todo, 1)
-    ]
-    if marked == (direction == "end"):
-        verb = "mark" if direction == "begin" else "unmark"
-        rows.append(
-            PlanRow(step=len(rows) + 1, action=verb, targets="maintenance", reason="in Consul's KV")
-        )
-    run.show_plan(rows)
+    run.show_plan(_rows(direction, [dc.name for dc in todo], marked=marked))
     _apply(run, direction, [dc.name for dc in todo], access, hours=hours, marked=marked)
     with run.stage("prove", of=len(order)) as stage:
         roots = set()
@@ -75,6 +60,22 @@ def vault_maintenance(run: Run, *, direction: Direction = "begin", hours: float 
         record.current().check(
             "one root in all datacenters", len(roots) == 1, ", ".join(sorted(roots))
         )
+
+
+def _rows(direction: Direction, todo: list[str], *, marked: bool) -> list[PlanRow]:
+    begin = direction == "begin"
+    to = "to Consul's own provider" if begin else "to Vault"
+    steps = [("move CA of", name, to) for name in todo]
+    if marked != begin:
+        mark = ("mark" if begin else "unmark", "maintenance", "in Consul's KV, with its end")
+        steps = [mark, *steps] if begin else [*steps, mark]
+    return [
+        PlanRow(
+            step=i, action=action, targets=targets, reason=reason,
+            waits_for=str(i - 1) if i > 1 else "-",
+        )
+        for i, (action, targets, reason) in enumerate(steps, 1)
+    ]  # fmt: skip
 
 
 def _apply(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from blocks.topology import Datacenter
+from blocks.topology import Datacenter, Mesh
 from tasks import consul, consul_acl, hosts
 from tasks.step import fan_out
 
@@ -33,26 +33,35 @@ def equip(
     primary = mesh.datacenter(mesh.primary)
     consul_acl.ensure_policies(connections, primary, management)
     declared = {role.name: role for role in consul_acl.roles(mesh)}
+    wanted = {host: _roles_of(mesh, datacenter, host) for host in names}
+    # Servers share their replication token: each is made once, before any is handed out.
+    needed = list(dict.fromkeys(name for roles in wanted.values() for name in roles.values()))
+    made = fan_out(
+        lambda name: consul_acl.ensure_token(
+            connections, primary, declared[name], management, vault_token
+        ),
+        needed,
+    )
+    secrets = dict(zip(needed, made, strict=True))
 
     def hand(host: str) -> None:
-        wanted = {"agent": f"agent-{host}"}
         if host not in datacenter.consul.servers:
-            wanted["default"] = f"default-{host}"
-        elif datacenter.name != mesh.primary:
-            wanted["replication"] = f"replication-{datacenter.name}"
-        tokens = {
-            kind: consul_acl.ensure_token(
-                connections, primary, declared[name], management, vault_token
-            )
-            for kind, name in wanted.items()
-        }
-        if host not in datacenter.consul.servers:
-            unit = datacenter.consul.unit
-            hosts.start(connections, mesh.host(host), [unit])
+            hosts.start(connections, mesh.host(host), [datacenter.consul.unit])
             consul.await_agent(connections, host, management)
+        tokens = {kind: secrets[name] for kind, name in wanted[host].items()}
         consul_acl.hand_tokens(connections, host, tokens, management)
 
     fan_out(hand, names)
+
+
+def _roles_of(mesh: Mesh, datacenter: Datacenter, host: str) -> dict[str, str]:
+    """The role of each kind of token that an agent carries."""
+    roles = {"agent": f"agent-{host}"}
+    if host not in datacenter.consul.servers:
+        roles["default"] = f"default-{host}"
+    elif datacenter.name != mesh.primary:
+        roles["replication"] = f"replication-{datacenter.name}"
+    return roles
 
 
 def equip_clients(

@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from pydantic import SecretStr
 
-from blocks.errors import BadAnswer, MeshError, NotConverged
+from blocks.errors import BadAnswer, Invalid, MeshError, NotConverged, Transient
 from blocks.topology import Datacenter, Mesh
 from tasks import consul, record
 from tasks.step import step
@@ -151,7 +151,13 @@ def _write(
     leader = consul.await_quorum(connections, datacenter)
     block = connections.consul(datacenter.name)
     with block.client(consul.url(connections, leader), token=token, dc="", deadline=30.0) as api:
-        api.put(CONFIGURATION, json=body)
+        try:
+            api.put(CONFIGURATION, json=body)
+        except Invalid as error:
+            # It follows a change of the primary's root at this moment; UNINITIALIZED is the lock.
+            if "RECONFIGURING" in error.message:
+                raise Transient(error.message, where=datacenter.name) from None
+            raise
 
 
 def sign_leaf(

@@ -397,16 +397,19 @@ def needs_tokens(connections: Connections, host: str, management: SecretStr) -> 
 
     Asked without a token: the agent then uses its `default` token, or is
     anonymous, which deny-all shows at once. For servers, which have none, the
-    node's own registration by anti-entropy tells.
+    node's own registration by anti-entropy tells. One that does not answer is
+    not said to lack any.
     """
     mesh = connections.topology
     dc = mesh.datacenter_of(host)
-    block = connections.consul(dc.name)
-    if host in dc.consul.servers:
-        node = consul.operator_get(connections, dc, management, f"/v1/catalog/node/{host}")
-        return not node or not (node.get("Node") or {}).get("TaggedAddresses")
     try:
-        with block.client(consul.url(connections, host), dc="", deadline=5.0) as api:
+        if host in dc.consul.servers:
+            node = consul.operator_get(connections, dc, management, f"/v1/catalog/node/{host}")
+            return not node or not (node.get("Node") or {}).get("TaggedAddresses")
+        address = consul.url(connections, host)
+        with connections.consul(dc.name).client(address, dc="", deadline=5.0) as api:
             return not api.get(f"/v1/health/node/{host}").json(list)
-    except MeshError:
+    except Forbidden:
         return True
+    except MeshError:
+        return False  # it does not answer, which says nothing about its tokens

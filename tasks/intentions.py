@@ -96,6 +96,16 @@ def missing_in(
     ]
 
 
+def undeclared_in(connections: Connections, datacenter: Datacenter, token: SecretStr) -> set[Pair]:
+    """The declared intentions that a datacenter has not, or has otherwise."""
+    here = _by_pair(consul.operator_get(connections, datacenter, token, LIST) or [])
+    return {
+        (i.source, i.destination)
+        for i in connections.topology.intentions
+        if (here.get((i.source, i.destination)) or {}).get("Action") != i.action
+    }
+
+
 @step("intentions replicated to {secondary.name}")
 def await_replicated(
     connections: Connections,

@@ -61,6 +61,7 @@ class Recorder:
         self.events: list[Event] = []
         self.changes: list[Change] = []
         self.checks: list[Check] = []
+        self.opened = False  # whether the state at the beginning was recorded
         self._listeners: list[Callable[[Event], None]] = []
 
     def listen(self, listener: Callable[[Event], None]) -> None:

@@ -27,14 +27,17 @@ from tasks import (
     consul_acl,
     federation,
     hosts,
+    intentions,
     maintenance,
     power,
+    record,
     services,
     snapshots,
     vault,
     vault_keys,
 )
 from tasks.planning import survey as seen
+from tasks.planning.timeline import opening
 from tasks.step import fan_out, step
 from tasks.vault_setup import read_secret, setup_state
 
@@ -103,35 +106,57 @@ def look(connections: Connections, *, without: tuple[str, ...] = ()) -> tuple[se
         answering, wrong = _services(connections, found_hosts, access)
         others = components.look_at_all(connections)
         vault_snapshot, consul_snapshot = kept.result()
-    return (
-        seen.Survey(
-            at=datetime.now(UTC),
-            seconds=time.monotonic() - began,
-            hosts=found_hosts,
-            vault=seen.VaultSeen(
-                **found_vault,
-                incident="; ".join(incidents),
-                restore="begun" if restoring else "none",
-                sealer=sealer.result(),
-                snapshot=vault_snapshot,
-            ),
-            consul={
-                dc.name: found for dc, found in zip(mesh.datacenters, datacenters, strict=True)
-            },
-            services=answering,
-            pairs_wrong=wrong,
-            certificates=certs,
-            components=others,
-            consul_snapshot=consul_snapshot,
-            maintenance=_maintenance(connections, access),
+        mark = maintenance.look(connections, access.consul) if access.consul else None
+    survey = seen.Survey(
+        at=datetime.now(UTC),
+        seconds=time.monotonic() - began,
+        hosts=found_hosts,
+        vault=seen.VaultSeen(
+            **found_vault,
+            incident=incidents,
+            restore="begun" if restoring else "none",
+            sealer=sealer.result(),
+            snapshot=vault_snapshot,
         ),
-        access,
+        consul={dc.name: found for dc, found in zip(mesh.datacenters, datacenters, strict=True)},
+        services=answering,
+        pairs_wrong=tuple(sorted({*wrong, *_undeclared(connections, access)})),
+        certificates=certs,
+        components=others,
+        consul_snapshot=consul_snapshot,
+        maintenance=f"since {mark.since:%Y-%m-%d %H:%M}" if mark else "",
+        maintenance_ends=mark.expires if mark else None,
     )
+    _record_opening(mesh, survey)
+    return survey, access
+
+
+def _undeclared(connections: Connections, access: Access) -> set[tuple[str, str]]:
+    """Declared intentions that some datacenter has not, or has otherwise."""
+    mesh = connections.topology
+    if access.consul is None:
+        return set()
+    found: set[tuple[str, str]] = set()
+    for dc in mesh.datacenters:
+        try:
+            found |= intentions.undeclared_in(connections, dc, access.consul)
+        except MeshError:
+            continue  # it does not serve, which is seen elsewhere
+    return found
+
+
+def _record_opening(mesh: Mesh, survey: seen.Survey) -> None:
+    """For the timeline: which hosts were off when the run first looked, and which served."""
+    recorder = record.current()
+    if not recorder.opened:
+        recorder.opened = True
+        for host, state in opening(mesh, survey).items():
+            recorder.seen(host, state)
 
 
 def _hosts(
     connections: Connections,
-) -> tuple[dict[str, seen.HostSeen], list[str], bool, dict[tuple[str, str], seen.CertificateSeen]]:
+) -> tuple[dict[str, seen.HostSeen], str | None, bool, dict[tuple[str, str], seen.CertificateSeen]]:
     mesh = connections.topology
     units = units_of(mesh)
 
@@ -154,7 +179,10 @@ def _hosts(
         active = frozenset(u for u, on in look_.units.items() if on) if look_.ssh == "ok" else None
         on = "on" if look_.ssh == "ok" else before.power
         found[look_.host] = seen.HostSeen(on, ssh, look_.error or before.error, active)
-    incidents = [f"{x.host}: {x.incident}" for x in looks if x.incident]
+    marks = "; ".join(f"{x.host}: {x.incident}" for x in looks if x.incident)
+    # With a Vault host unseen, only a mark that is there counts; its absence does not.
+    unseen = any(found[name].ssh != "ok" for name in mesh.vault.nodes)
+    incidents = None if unseen and not marks else marks
     restoring = any(x.restoring for x in looks)
     reachable = {x.host for x in looks if x.ssh == "ok"}
     certs = fan_out(
@@ -373,12 +401,3 @@ def _snapshots(mesh: Mesh) -> tuple[seen.SnapshotSeen | None, seen.SnapshotSeen 
         )
 
     return one("vault"), one(f"consul-{mesh.primary}")
-
-
-def _maintenance(connections: Connections, access: Access) -> str:
-    if access.consul is None:
-        return ""
-    mark = maintenance.look(connections, access.consul)
-    return (
-        f"since {mark.since:%Y-%m-%d %H:%M}, to end {mark.expires:%Y-%m-%d %H:%M}" if mark else ""
-    )

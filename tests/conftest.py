@@ -1,3 +1,3 @@
 """Fixtures of all tests."""
 
-pytest_plugins = ["tests.harness.lab"]
+pytest_plugins = ["tests.harness.lab", "tests.harness.prefect"]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -65,13 +66,17 @@ class Aws:
             owner = InstanceBackend if name == "run_instances" else Instance
             setattr(owner, name, value)
         self._create_instances()
-        self._server = make_server(
-            self._layout.aws_address,
-            AWS_PORT,
-            self._front,
-            threaded=True,
-            request_handler=RequestHandler,
-        )
+        address = self._layout.aws_address
+        # Opened here, because where that fails werkzeug ends the process.
+        with socket.create_server((address, AWS_PORT), backlog=128) as listening:
+            self._server = make_server(
+                address,
+                AWS_PORT,
+                self._front,
+                threaded=True,
+                request_handler=RequestHandler,
+                fd=listening.fileno(),
+            )
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
 
     def stop(self) -> None:

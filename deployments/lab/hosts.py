@@ -101,7 +101,7 @@ def prepare(layout: Layout, found: Programs) -> dict[str, str]:
         keys[host.name] = _key(root / "etc/ssh/ssh_host_ed25519_key", host.name)
         (root / "etc/hostname").write_text(f"{host.name}\n")
         (root / "etc/ssh/authorized_keys").write_text(f"{operator} operator\n")
-        _program(root / "usr/bin/systemctl", _systemctl(layout, root, found.systemctl))
+        _program(root / "usr/bin/systemctl", _systemctl(root, found.systemctl))
         _program(root / "usr/lib/mesh/session", _session(root))
         sshd_config(layout, host.name).write_text(_sshd_config(layout, host, found, optional))
     # The first call compiles what all later ones load.
@@ -185,15 +185,19 @@ def _program(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def _systemctl(layout: Layout, root: Path, program: Path) -> str:
+def bytecode() -> Path:
+    """Where Python keeps what it compiled for labs, whatever the caller's settings say of that."""
+    return binaries.folder() / "bytecode"
+
+
+def _systemctl(root: Path, program: Path) -> str:
     module = importlib.util.find_spec("systemctl2.systemctl")
     if os.environ.get("MESH_SYSTEMCTL") or module is None or module.origin is None:
         command = [str(program), "--root", str(root)]
     else:
         # -S and -E: no site packages, no settings of the caller's Python.
-        cache = f"pycache_prefix={layout.directory / 'cache'}"
-        launcher = str(Path(host_systemctl.__file__))
-        command = [sys.executable, "-S", "-E", "-X", cache, launcher, module.origin, str(root)]
+        python = [sys.executable, "-S", "-E", "-X", f"pycache_prefix={bytecode()}"]
+        command = [*python, str(Path(host_systemctl.__file__)), module.origin, str(root)]
     return f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'
 
 

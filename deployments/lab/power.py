@@ -86,11 +86,17 @@ class Power:
         """Send a signal to all processes of a host: SIGSTOP pauses it, SIGCONT resumes it."""
         processes.send(processes.find(self.layout.id, name), which)
 
-    def active_units(self, name: str) -> list[str]:
-        """The units of a host whose main process lives."""
-        root = self.layout.root(name)
-        here = set(processes.find(self.layout.id, name))
-        return [u for u in self.layout.host(name).units if hosts.main_pid(root, u) in here]
+    def active_units(self) -> dict[str, list[str]]:
+        """Of each host, the units whose main process lives."""
+        here = processes.by_host(self.layout.id, [h.name for h in self.layout.hosts])
+        return {
+            host.name: [
+                unit
+                for unit in host.units
+                if hosts.main_pid(self.layout.root(host.name), unit) in here[host.name]
+            ]
+            for host in self.layout.hosts
+        }
 
     def reap(self) -> None:
         """Take leave of children that ended, adopted ones included, so that no zombie stays."""

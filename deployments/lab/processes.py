@@ -23,7 +23,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 LAB_VARIABLE = "MESH_LAB_ID"
@@ -54,33 +54,55 @@ def find(lab: str, host: str | None = None) -> list[int]:
     return [pid for pid in _pids() if _belongs(pid, lab, host)]
 
 
-def host_of(pid: int, lab: str, hosts: Iterable[str]) -> str | None:
-    """The host a process runs on; None if it is no living process of any."""
-    return next((host for host in hosts if _belongs(pid, lab, host)), None)
+def by_host(lab: str, hosts: Iterable[str]) -> dict[str, list[int]]:
+    """The living processes of each of the hosts, all seen in one pass."""
+    limits = {_limit(lab, host): host for host in hosts}
+    found: dict[str, list[int]] = {host: [] for host in limits.values()}
+    for pid in _pids():
+        limit = _limit_of(pid)
+        if limit is None:
+            continue
+        host = limits.get(limit) or _environment_of(pid, lab)
+        if host in found and _lives(pid):
+            found[host].append(pid)
+    return found
 
 
-def kill(lab: str, hosts: Iterable[str | None] = ("*",), *, deadline: float = 5.0) -> int:
+def kill(lab: str, hosts: Iterable[str] | None = None, *, deadline: float = 5.0) -> int:
     """
-    SIGKILL every process of the hosts until none is left; how many there were.
+    SIGKILL every process of the hosts (default: of any host) until none is left.
 
-    `hosts` are names as `find` takes them.
+    Returns how many there were.
 
     Raises:
         TimeoutError: some are still there after `deadline` seconds.
     """
-    names = list(hosts)
+    names = None if hosts is None else list(hosts)
+
+    def alive() -> list[int]:
+        if names is None:
+            return find(lab, "*")
+        return [pid for pids in by_host(lab, names).values() for pid in pids]
+
+    return _kill(alive, deadline)
+
+
+def kill_lab(lab: str, *, deadline: float = 5.0) -> int:
+    """SIGKILL every process of a lab, its supervisor and watchdog too; otherwise as `kill`."""
+    return _kill(lambda: find(lab), deadline)
+
+
+def _kill(alive: Callable[[], list[int]], deadline: float) -> int:
     killed: set[int] = set()
     end = time.monotonic() + deadline
-    while True:
-        # One pass over all: what one of them starts meanwhile is marked too and dies in the next.
-        found = [pid for pid in _pids() if any(_belongs(pid, lab, host) for host in names)]
-        if not found:
-            return len(killed)
+    # What one of them starts meanwhile is marked too and dies in the next pass.
+    while found := alive():
         if time.monotonic() > end:
             raise TimeoutError(f"processes outlive SIGKILL: {' '.join(map(str, found))}")
         send(found, signal.SIGKILL)
         killed.update(found)
         time.sleep(0.002)
+    return len(killed)
 
 
 def send(pids: Iterable[int], which: signal.Signals) -> None:
@@ -107,27 +129,37 @@ def _pids() -> list[int]:
 
 
 def _belongs(pid: int, lab: str, host: str | None) -> bool:
-    try:
-        limit, _ = resource.prlimit(pid, resource.RLIMIT_RTTIME)
-    except (PermissionError, ProcessLookupError):
-        return False  # another user's, or gone
+    limit = _limit_of(pid)
+    if limit is None:
+        return False
     if limit >> _HOST_BITS == _limit(lab, "") >> _HOST_BITS:
         marked = host in {None, "*"} or limit == _limit(lab, host or "")
     else:
-        marked = _environment_says(pid, lab, host)
+        named = _environment_of(pid, lab)
+        marked = named is not None and (
+            host is None or named == host or (host == "*" and named != "")
+        )
     return marked and _lives(pid)
 
 
-def _environment_says(pid: int, lab: str, host: str | None) -> bool:
+def _limit_of(pid: int) -> int | None:
+    """A process's second mark, or whatever limit it has; None if it is no process of ours."""
+    try:
+        return resource.prlimit(pid, resource.RLIMIT_RTTIME)[0]
+    except (PermissionError, ProcessLookupError):
+        return None
+
+
+def _environment_of(pid: int, lab: str) -> str | None:
+    """The host that a process's environment names, "" for none; None if it is not the lab's."""
     try:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
-        return False
+        return None
     if f"{LAB_VARIABLE}={lab}".encode() not in variables:
-        return False
-    if host == "*":
-        return any(v.startswith(f"{HOST_VARIABLE}=".encode()) for v in variables)
-    return host is None or f"{HOST_VARIABLE}={host}".encode() in variables
+        return None
+    names = [v.partition(b"=")[2] for v in variables if v.startswith(f"{HOST_VARIABLE}=".encode())]
+    return names[0].decode() if names else ""
 
 
 def _lives(pid: int) -> bool:

@@ -32,7 +32,6 @@ _DESCRIPTION, _LOCK = "lab.json", "lab.lock"
 # What a lab keeps in its directory; programs fetched by `make setup` lie there too.
 _OURS = (
     "aws",
-    "cache",
     "control.sock",
     "credentials.yaml",
     "holders",

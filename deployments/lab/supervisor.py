@@ -4,7 +4,7 @@ The process that is the lab: it runs the clouds, and with it everything ends.
 Started by `lifecycle.up` as `python -m deployments.lab.supervisor DIRECTORY
 LOCK READY`, with two inherited file descriptors: the lock on the directory,
 which it keeps as long as it lives, and a pipe on which it says `ready` or what
-went wrong. Its first act is to start the watchdog (see `processes`), which
+went wrong. It waits for `begin` on its standard input. Its first act is to start the watchdog (see `processes`), which
 kills every host when the supervisor is gone; and when the watchdog is gone,
 the supervisor ends the lab itself.
 """
@@ -109,6 +109,7 @@ class Supervisor:
 
     def _status(self, names: Iterable[str]) -> dict[str, Any]:
         states = self.aws.states() | self.proxmox.states()
+        active = self.power.active_units()
         return {
             "running": True,
             "pid": os.getpid(),
@@ -118,11 +119,14 @@ class Supervisor:
             "seconds": round(time.monotonic() - self.began, 1),
             "aws": self.layout.aws_url,
             "proxmox": self.layout.proxmox_url,
-            "hosts": [self._host(h, states) for h in self.layout.hosts if h.name in names],
+            "hosts": [
+                self._host(h, states.get(h.name, "terminated"), active[h.name])
+                for h in self.layout.hosts
+                if h.name in names
+            ],
         }
 
-    def _host(self, host: LabHost, states: dict[str, str]) -> dict[str, Any]:
-        power = states.get(host.name, "terminated")
+    def _host(self, host: LabHost, power: str, active: list[str]) -> dict[str, Any]:
         return {
             "name": host.name,
             "datacenter": host.datacenter,
@@ -130,7 +134,7 @@ class Supervisor:
             "address": host.address,
             "power": power if power != "running" or self._is_up(host.name) else "booting",
             "units": list(host.units),
-            "active": self.power.active_units(host.name) if power != "stopped" else [],
+            "active": active,
         }
 
     def _is_up(self, name: str) -> bool:
@@ -171,9 +175,10 @@ def main(directory: str, lock: int, ready: int) -> int:
     for descriptor in (lock, ready):
         os.set_inheritable(descriptor, False)
     state.note_holder(lock, os.getpid())
+    if sys.stdin.readline() != "begin\n":  # while the disks were made, all this was loaded
+        return 1
     layout = state.read(Path(directory))
     assert layout is not None
-    supervisor = None
     try:
         supervisor = Supervisor(layout)
         supervisor.start()

@@ -155,7 +155,7 @@ def _bar(subject: str, states: Sequence[tuple[float, str]], until: float) -> Bar
         if has_role and new == "serving" and not text.endswith(_LAST):
             new = "up"
         # A host is seen to let us in after its servers were seen: no step back, but off.
-        if new != "off" and PHASES.index(new) <= PHASES.index(phase):
+        if new == phase or (new != "off" and PHASES.index(new) < PHASES.index(phase)):
             continue
         if at > start:
             segments.append(Segment(start, at, phase))

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from blocks import calls
+from blocks.aws import AwsAccount
 from tests.blocks.pki import Authority
 
 
@@ -74,3 +76,26 @@ def _is(ready: Callable[[], object]) -> bool:
         return bool(ready())
     except Exception:  # noqa: BLE001 - it is not up yet, whatever it says
         return False
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """URL of a moto server in this process, for EC2 and Secrets Manager."""
+    os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # else the first call takes 1 s
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def aws(moto: str) -> AwsAccount:
+    return AwsAccount(
+        access_key_id="AKIAIOSFODNN7EXAMPLE",
+        secret_access_key=SecretStr("c4nary-aws-secret-key-0123456789"),
+        region="us-east-1",
+        endpoint_url=moto,
+    )

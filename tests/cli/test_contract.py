@@ -81,8 +81,7 @@ def test_with_json_the_last_line_of_stdout_is_the_report(mesh: Command, behaviou
             ["run", "sample", "--set", "loudd=1", "--set", "seconds=soon", "--set", "loud"],
             [
                 "mesh: loudd: unknown parameter; did you mean loud?",
-                "mesh: seconds: 'soon': input should be a valid number, "
-                "unable to parse string as a number",
+                "mesh: seconds: 'soon': input should be a valid number, unable to parse string as a number",
                 "mesh: --set loud: write it as loud=value",
             ],
         ),
@@ -90,8 +89,10 @@ def test_with_json_the_last_line_of_stdout_is_the_report(mesh: Command, behaviou
             ["run", "sample", "--set", "loud=yes", "--set", "loud=no"],
             ["mesh: loud: given twice"],
         ),
-        (["journal", "--last", "x"], ["mesh: argument --last: invalid int value: 'x'; "
-                                      "see mesh journal --help"]),
+        (
+            ["journal", "--last", "x"],
+            ["mesh: argument --last: invalid int value: 'x'; see mesh journal --help"],
+        ),
         (["validate", "a/b"], ["mesh: a/b: there is no such topology file"]),
     ],
 )  # fmt: skip
@@ -187,11 +188,8 @@ def test_the_journal_shows_the_last_runs(mesh: Command):
     assert [line.split()[2] for line in lines] == ["verified", "refused"]
     assert "2 of the 3 shares needed" in lines[1]
     assert len(mesh("journal", "--last", "1").out.splitlines()) == 1
-    assert mesh("journal", "--json").out == mesh.journal.read_text().replace('":', '": ').replace(
-        ',"', ', "'
-    ) or [json.loads(line) for line in mesh("journal", "--json").out.splitlines()] == [
-        json.loads(line) for line in mesh.journal.read_text().splitlines()
-    ]
+    told = [json.loads(line) for line in mesh("journal", "--json").out.splitlines()]
+    assert told == [json.loads(line) for line in mesh.journal.read_text().splitlines()]
 
 
 def test_a_mesh_may_name_a_journal_of_its_own(mesh: Command):
@@ -219,4 +217,4 @@ def test_validate_names_each_problem_of_a_topology(mesh: Command):
     ran = mesh("validate", "acme.yaml")
 
     assert ran.status == 2
-    assert ran.err == "mesh: primary: us-west-1 is none of the datacenters (us-east-1)\n"
+    assert ran.err == "mesh: acme.yaml: primary: us-west-1 is none of the datacenters (us-east-1)\n"

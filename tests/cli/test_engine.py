@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 import pytest
+from prefect.client.orchestration import get_client
 
 from deployments import engine
 from tests.cli.conftest import MODULE, Command
@@ -67,7 +69,7 @@ def test_help_and_a_typing_error_import_nothing_heavy(mesh: Command):
 def test_a_run_without_prefect_does_not_import_it(mesh: Command):
     modules = imported(mesh, "run", "sample", "--mesh", "acme.yaml")
 
-    assert "tests.runbook.sample" in modules
+    assert {"flows.execution", "blocks.mesh", "pydantic"} <= modules
     assert not {"prefect", "rich", "fastapi", "sqlalchemy"} & modules
 
 
@@ -141,11 +143,11 @@ def test_a_drip_of_bytes_is_no_answer():
         thread = threading.Thread(target=drip, daemon=True)
         thread.start()
         began = time.monotonic()
-        answered = engine.answers(f"http://127.0.0.1:{server.getsockname()[1]}/api")
+        reason = engine.unanswered(f"http://127.0.0.1:{server.getsockname()[1]}/api")
         stop.set()
         thread.join()
 
-    assert not answered
+    assert reason == "does not answer within 2 s"
     assert time.monotonic() - began < 4
 
 
@@ -168,9 +170,9 @@ def test_a_server_that_answers_and_then_fails_costs_a_line_not_the_run(mesh: Com
     assert json.loads(mesh.journal.read_text())["outcome"] == "verified"
 
 
-def test_the_command_runs_as_a_flow_where_prefect_answers(mesh: Command, prefect_url: str):
+def test_the_command_runs_as_a_flow_where_prefect_answers(mesh: Command, prefect_api: str):
     ran = mesh(
-        "run", "sample", "--mesh", "acme.yaml", "--json", PREFECT_API_URL=prefect_url,
+        "run", "sample", "--mesh", "acme.yaml", "--json", PREFECT_API_URL=prefect_api,
         PREFECT_HOME=str(mesh.directory / "prefect"),
     )  # fmt: skip
 
@@ -182,14 +184,28 @@ def test_the_command_runs_as_a_flow_where_prefect_answers(mesh: Command, prefect
     assert "Task run" not in ran.err
 
 
-@pytest.fixture(scope="session")
-def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server in a process of its own."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
+def test_a_flow_that_is_stopped_leaves_its_report_and_no_running_run(
+    mesh: Command, prefect_api: str, eventually: Eventually
+):
+    marker = mesh.directory / "marker"
+    mesh.environ |= {
+        "PREFECT_API_URL": prefect_api,
+        "PREFECT_HOME": str(mesh.directory / "prefect"),
+    }
+    process = mesh.start(
+        "run", "sample", "--mesh", "acme.yaml", "--json",
+        "--set", "behaviour=hang", "--set", f"marker={marker}",
+    )  # fmt: skip
+    eventually(marker.exists, "the run hangs")
+    process.terminate()
+    out, err = process.communicate(timeout=60)
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield str(PREFECT_API_URL.value())
+    assert process.returncode == 1, err
+    report = json.loads(out)
+    assert report["problem"]["error"] == "stopped by SIGTERM"
+    assert json.loads(mesh.journal.read_text()) == report
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(UUID(report["run_id"])).state_type in {"CRASHED", "FAILED"}
 
 
 def test_a_lab_that_is_not_installed_is_one_line(mesh: Command, tmp_path: Path):

@@ -59,18 +59,25 @@ def test_with_json_a_stopped_run_still_gives_its_report(mesh: Command, eventuall
     assert json.loads(out)["problem"]["error"] == "stopped by SIGTERM"
 
 
-def test_a_second_signal_cuts_it_off(mesh: Command, eventually: Eventually):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_a_second_signal_cuts_it_off(
+    mesh: Command, eventually: Eventually, number: signal.Signals, status: int
+):
+    marker = mesh.directory / "marker"
     process = mesh.start(
-        "run", "sample", "--mesh", "acme.yaml", "--set", "behaviour=stubborn",
-        "--set", f"marker={mesh.directory / 'marker'}",
+        "run", "sample", "--mesh", "acme.yaml",
+        "--set", "behaviour=stubborn", "--set", f"marker={marker}",
     )  # fmt: skip
-    eventually((mesh.directory / "marker").exists, "the run hangs")
-    process.terminate()
+    eventually(marker.exists, "the run is busy")
+    process.send_signal(number)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1.0)
-    process.terminate()
+    process.send_signal(number)
 
-    assert process.wait(10) == -signal.SIGTERM
+    assert process.wait(10) == status
+    assert "it was killed: sample" in mesh("run", "sample", "--mesh", "acme.yaml").out
 
 
 def test_after_kill_9_the_lock_is_free_and_the_next_run_writes_the_line_of_the_dead(

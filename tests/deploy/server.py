@@ -103,7 +103,7 @@ def start(home: Path) -> PrefectServer:
             return False
 
     try:
-        await_(answers, 120, lambda: (home / "server.log").read_text()[-3000:])
+        await_(answers, 240, lambda: (home / "server.log").read_text()[-3000:])
     except BaseException:
         end(process)
         raise

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import yaml
 
-from deployments import prefect_file
 from tests.deploy.conftest import Deployed
 from tests.deploy.server import (
     MESH,
@@ -26,7 +26,7 @@ from tests.deploy.server import (
     topology,
 )
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 RUNBOOKS = ("boot-readiness", "cold-boot", "snapshot", "vault-maintenance")
 SLUGS = ("aws-account", "host-access", "mesh-topology", "proxmox-cluster")
@@ -131,6 +131,10 @@ def test_a_schedule_switched_off_in_the_ui_stays_off(
     stands = prefect_server.get(path)
     assert stands["description"] != "edited by hand"
     assert [s["active"] for s in stands["schedules"]] == [False]
+    httpx.patch(
+        f"{prefect_server.url}/deployments/{found['id']}/schedules/{stands['schedules'][0]['id']}",
+        json={"active": True},
+    ).raise_for_status()
 
 
 def test_block_documents_load_back(
@@ -185,24 +189,32 @@ def test_the_limit_that_runs_hold_exists(prefect_server: PrefectServer, deployed
     assert (limit["limit"], limit["active"], limit["active_slots"]) == (1, True, 0)
 
 
-def test_prefects_own_command_reads_the_file_too():
-    """Whoever knows Prefect uses `prefect deploy`; the file is written for both."""
-    from prefect.cli.deploy._models import PrefectYamlModel
+def test_prefects_own_command_makes_the_same_of_the_file(
+    prefect_server: PrefectServer, deployed: Deployed
+):
+    """Whoever knows Prefect uses `prefect deploy`: neither undoes what the other did."""
+    program = Path(sys.executable).with_name("prefect")
 
-    document = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    theirs = subprocess.run(
+        [str(program), "--no-prompt", "deploy", "--all"],
+        cwd=ROOT,
+        env=prefect_server.environ | {"MESH": MESH},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    ours = mesh(["deploy", "--mesh", str(deployed.topology)], prefect_server.environ)
 
-    model = PrefectYamlModel.model_validate(document)
-
-    assert model.pull == [], "an absent `pull` would get this machine's directory"
-    entrypoints = [d.entrypoint for d in model.deployments]
-    assert entrypoints == [d.entrypoint for d in prefect_file.read("x", ROOT / "prefect.yaml")]
+    assert theirs.returncode == 0, theirs.stdout + theirs.stderr
+    assert "nothing changed" in ours.stdout
 
 
 @pytest.mark.parametrize(
     ("url", "name", "said"),
     [
         ("", MESH, "PREFECT_API_URL is not set"),
-        ("http://127.0.0.1:1/api", MESH, "does not answer within 2 s"),
+        ("http://127.0.0.1:1/api", MESH, "127.0.0.1:1/api does not answer"),
         ("SERVER", "atlantis", "atlantis: no such mesh"),
         ("SERVER", "/nowhere/x.yaml", "there is no such topology file"),
     ],

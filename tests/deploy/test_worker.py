@@ -21,7 +21,7 @@ from tests.deploy.server import (
     leaked_below,
 )
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,13 @@ from pydantic_core import PydanticUndefined
 
 from blocks import boot_graph, topology
 from blocks.mesh import read_mesh
-from deployments import apply, cli
+from deployments import apply, cli, words
 from flows import registry
+from flows.cold_boot import rows
 from flows.options import parse_all
+from tasks.planning.cold_boot import plan_cold_boot
+from tasks.planning.overview import overview
+from tasks.planning.survey import SnapshotSeen, dark
 from tests.docs.pages import PAGES, ROOT, Command, anchors, commands, field_tables, links
 
 EXAMPLES = sorted((ROOT / "deployments" / "meshes").glob("*.yaml"))
@@ -55,7 +61,7 @@ def test_the_pages_show_commands_at_all():
 def test_every_mesh_command_shown_is_one(command: Command):
     words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command.text)[1:]]
     name, rest = words[0], words[1:]
-    parser = cli.Parser(prog=f"mesh {name}")
+    parser = cli.Parser(prog=f"mesh {name}", add_help=name != "run")
 
     match name:
         case "lab":
@@ -101,6 +107,25 @@ def test_every_option_named_in_prose_is_a_parameter():
             known[name].parse(value)
 
 
+def test_every_message_the_guide_explains_is_one_the_code_gives():
+    """Whoever searches the guide for the words on the screen at 3 a.m. must find them."""
+    source = "".join(
+        file.read_text() for folder in ("blocks", "flows", "tasks") for file in _modules(folder)
+    )
+    # A message may be cut into several literals.
+    source = re.sub(r'"\s*\n\s*f?"', "", source)
+    told = (ROOT / "docs" / "cold-boot.md").read_text().partition("## What to do when")[2]
+    messages = re.findall(r"^\| `([^`]+)` \|", told, re.MULTILINE)
+    assert len(messages) > 12
+    for message in messages:
+        for part in re.split(r"\.\.\.|\d+|: ", message):
+            assert part.strip() in source, message
+
+
+def _modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
 def test_every_relative_link_resolves(page: Path):
     for target in links(page):
@@ -132,6 +157,25 @@ def _default(field: Any) -> str:
     if isinstance(value, list):
         return " ".join(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_the_plan_in_the_readme_is_what_the_planner_makes_of_the_example():
+    text = (ROOT / "README.md").read_text()
+    shown = text.partition("--plan\n")[2].partition("\nNothing was changed")[0].splitlines()
+
+    mesh = read_mesh(ROOT / "deployments" / "meshes" / "acme.yaml")
+    at = datetime(2026, 3, 8, 3, 12, 41, tzinfo=UTC)
+    taken = SnapshotSeen(at - timedelta(minutes=72), "newest", restorable=True)
+    seen = dark(mesh, at)
+    seen = replace(
+        seen, seconds=2.1, vault=replace(seen.vault, snapshot=taken), consul_snapshot=taken
+    )
+    planned = list(words.plan_lines(rows(plan_cold_boot(mesh, seen)), width=90))
+    made = "\n".join([*overview(mesh, seen), "", *planned])
+
+    assert [line for line in shown if line != "   ..." and line not in made.splitlines()] == [], (
+        made
+    )
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: str(file.name))

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import base64
-import fcntl
-import os
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -41,11 +37,10 @@ WantedBy=multi-user.target
 def free_network() -> Iterator[str]:
     """A loopback network that no other test of this machine uses now."""
     for number in range(110, 250):
-        path = Path(tempfile.gettempdir()) / f"mesh-lab-test-{os.geteuid()}-127.{number}.lock"
-        with path.open("w") as file:
+        with socket.socket(socket.AF_UNIX) as claim:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                claim.bind(f"\0mesh-lab-test-127.{number}")  # no file, and gone with this process
+            except OSError:
                 continue
             if listens(f"127.{number}.0.10", AWS_PORT):
                 continue  # somebody's lab that is no test's

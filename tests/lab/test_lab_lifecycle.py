@@ -15,11 +15,10 @@ import pytest
 import yaml
 
 from blocks import topology
-from blocks.errors import BadInput
 from deployments.lab import binaries, control, lifecycle, processes, state
 from deployments.lab.commands import main
 from deployments.lab.layout import AWS_PORT, PROXMOX_PORT, SSH_PORT, VAULT_PORT, Layout
-from tests.lab.machine import Lab, free_network, listens, small_disks, until
+from tests.lab.machine import Lab, free_network, listens, until
 
 pytestmark = pytest.mark.integration
 
@@ -94,15 +93,6 @@ def test_a_lab_without_its_watchdog_ends(place: Path):
     assert "the watchdog is gone" in (place / "supervisor.log").read_text()
 
 
-def test_a_signal_ends_the_lab_in_order(place: Path):
-    lab = Lab(lifecycle.up().layout)
-    lab.do("power-on", "us-app-1", "eu-app-1")
-
-    os.kill(lab.do("status")["pid"], signal.SIGTERM)
-
-    until(lambda: not _marked(lab.layout.id), "nothing left", deadline=5.0)
-
-
 def test_down_ends_a_lab_that_is_stuck(place: Path, monkeypatch: pytest.MonkeyPatch):
     lab = Lab(lifecycle.up().layout)
     lab.do("power-on", "us-app-1", "eu-app-1")
@@ -133,7 +123,8 @@ def test_two_labs_do_not_touch_each_other(place: Path, tmp_path: Path):
 
             first.do("power-cut")
             assert (len(first.running()), sorted(second.running(None))) == (0, survivors)
-            lifecycle.down()
+            os.kill(first.do("status")["pid"], signal.SIGTERM)  # the other way to end a lab
+            until(lambda: not _marked(first.layout.id), "nothing left", deadline=5.0)
 
             assert sorted(second.running(None)) == survivors
             assert second.run("us-app-1", "systemctl is-active consul") == (0, "active")
@@ -141,7 +132,7 @@ def test_two_labs_do_not_touch_each_other(place: Path, tmp_path: Path):
             lifecycle.down(environ=environ)
 
 
-def test_a_lab_that_was_not_finished_is_made_anew(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_lab_whose_disks_could_not_be_made_is_none(place: Path, monkeypatch: pytest.MonkeyPatch):
     broken = ModuleType("deployments.lab.disks")
 
     def render(_layout: Layout) -> None:
@@ -149,20 +140,22 @@ def test_a_lab_that_was_not_finished_is_made_anew(place: Path, monkeypatch: pyte
 
     broken.render = render  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "deployments.lab.disks", broken)
+
     with pytest.raises(RuntimeError, match="the disk is full"):
         lifecycle.up()
-    monkeypatch.setitem(sys.modules, "deployments.lab.disks", small_disks())
 
-    assert not lifecycle.up().reused
+    assert (state.read(place), state.holder(place)) == (None, None)
 
 
 def test_wiping_leaves_what_is_not_the_lab_s(place: Path):
-    (place / "bin").mkdir(parents=True)
-    lifecycle.up()
+    lab = Layout("small", "127.77", place, "id")
+    for folder in (place / "bin", lab.root("vault-1"), lab.pki):
+        folder.mkdir(parents=True)
+    state.write(lab)
 
     lifecycle.down(wipe=True)
 
-    assert {p.name for p in place.iterdir()} <= {"bin", "lab.lock"}
+    assert {p.name for p in place.iterdir()} == {"bin", "lab.lock"}
 
 
 # The commands
@@ -190,9 +183,8 @@ def test_the_commands_tell_what_they_did(place: Path, capsys: pytest.CaptureFixt
     assert "disks are wiped" in said("down", "--wipe")
 
 
-def test_mesh_and_credentials_are_written_for_the_runbooks(place: Path):
-    lifecycle.up()
-
+def test_mesh_and_credentials_are_written_for_the_runbooks(shared: Lab):
+    place = shared.layout.directory
     mesh = topology.parse(yaml.safe_load((place / "mesh.yaml").read_text()))
     assert all(h.host_key for _, h in mesh.hosts())
     assert (place / "credentials.yaml").stat().st_mode & 0o777 == 0o400
@@ -220,18 +212,42 @@ def test_without_a_lab_a_command_says_so(
     assert error.count("\n") == 1
 
 
-def test_a_second_lab_in_the_directory_is_refused(place: Path, capsys: pytest.CaptureFixture[str]):
-    lifecycle.up()
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        (["up"], "a lab runs in {place} already (pid {pid}): "),
+        (["logs", "nobody", "vault"], "nobody: no host of this lab (vault-1, us-consul-1, "),
+        (["logs", "vault-1", "consul"], "consul has written nothing on vault-1 (written have: "),
+        (["power-on", "nobody"], "nobody: no host of this lab (vault-1, us-consul-1, "),
+        (
+            ["power-on", "vault-1", "--datacenter", "eu-west-1"],
+            "vault-1: no host of eu-west-1 (eu-consul-1, ",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_lab_that_runs_is_refused_in_one_line(
+    shared: Lab, capsys: pytest.CaptureFixture[str], command: list[str], problem: str
+):
+    pid = shared.do("status")["pid"]
 
-    assert main(["up"]) == 2
-    assert f"error: a lab runs in {place} already (pid " in capsys.readouterr().err
-    assert main(["logs", "nobody", "vault"]) == 2
-    assert main(["logs", "vault-1", "consul"]) == 2
-    assert main(["power-on", "nobody"]) == 2
-    assert "nobody: no host of this lab (vault-1, us-consul-1," in capsys.readouterr().err
-    lifecycle.down()
-    assert main(["up", "--size", "full"]) == 2
-    assert "is of size small, not full" in capsys.readouterr().err
+    assert main(command) == 2
+
+    error = capsys.readouterr().err
+    assert error.startswith("error: " + problem.format(place=shared.layout.directory, pid=pid))
+    assert error.count("\n") == 1
+
+
+def test_a_lab_of_another_size_or_network_is_not_taken_up(
+    place: Path, capsys: pytest.CaptureFixture[str]
+):
+    place.mkdir()
+    state.write(Layout("small", "127.77", place, "id"))
+
+    assert (main(["up"]), main(["up", "--size", "full"])) == (2, 2)
+
+    network, size = capsys.readouterr().err.splitlines()
+    assert f"{place} is on network 127.77, not {os.environ[state.NETWORK_VARIABLE]}" in network
+    assert f"{place} is of size small, not full" in size
 
 
 def test_a_port_in_use_is_refused_before_anything_is_written(
@@ -278,15 +294,6 @@ def test_a_bad_setting_is_one_line(
     assert main(["up"]) == 2
 
     assert capsys.readouterr().err.startswith(f"error: {variable}: {problem}")
-
-
-def test_a_lab_on_another_network_is_not_taken_up(place: Path, monkeypatch: pytest.MonkeyPatch):
-    lab = lifecycle.up().layout
-    lifecycle.down()
-    monkeypatch.setenv(state.NETWORK_VARIABLE, "127.251")
-
-    with pytest.raises(BadInput, match=f"is on network {lab.network}, not 127.251"):
-        lifecycle.up()
 
 
 def _marked(lab: str) -> list[int]:

@@ -308,6 +308,12 @@ PLANNED: dict[str, tuple[Callable[[], Survey], dict[str, Any], dict[str, str], s
         {"unseal": "vault-1..3"},
         "init",
     ),
+    "a dark mesh whose holders have shares ran before": (
+        lambda: DARK,
+        {"initialise": True},
+        {"unseal": "vault-1..3"},
+        "init",
+    ),
     "a standby counts as unsealed": (
         lambda: nodes(UP, "standby", "active", "sealed"),
         {},
@@ -501,13 +507,17 @@ def test_the_plan_from_the_dark_reads_like_a_colleagues_intention():
         "6 start consul eu-consul-1..3 <- 2, 5",
         "7 start gateways eu-gateway-1 <- 6",
         "8 federate eu-west-1 <- 7",
-        "9 start services payment-processor@us-app-1 web-portal@us-app-1"
-        " reporting-agent@us-app-1 <- 4",
+        (
+            "9 start services payment-processor@us-app-1 web-portal@us-app-1"
+            " reporting-agent@us-app-1 <- 4"
+        ),
         "10 start services payment-processor@eu-app-1 <- 8",
         "11 start component prefect-db <- 1",
         "12 start component prefect-server <- 4, 11",
-        "13 prove vault us-east-1 eu-west-1 payment-processor web-portal reporting-agent"
-        " <- 9, 10, 12",
+        (
+            "13 prove vault us-east-1 eu-west-1 payment-processor web-portal reporting-agent"
+            " <- 9, 10, 12"
+        ),
     ]
     assert rows[2]["reason"].startswith("boot lock: CA provider = vault")
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,3 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def acme(tmp_path: Path, state: Path) -> str:
     """The topology of a mesh that no server is behind: the frame is tried, not the clients."""
     return str(write_topology(tmp_path / "acme.yaml"))
-
-
-@pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """One Prefect server for all tests that need one; it costs ten seconds."""
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield

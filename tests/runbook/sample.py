@@ -74,6 +74,7 @@ def _touched(host: str, stage: Stage) -> None:
 def _wait(marker: str, seconds: float) -> None:
     if marker:
         Path(marker).write_text(str(os.getpid()))
+    record.current().waiting("a-1", "an answer that never comes", deadline=seconds)
     stopping.pause(seconds)
 
 

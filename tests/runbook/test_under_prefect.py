@@ -32,7 +32,7 @@ from flows.runbook import as_runbook, execute
 from tasks.record import Event, Recorder
 from tests.runbook.sample import CANARY, TOUCHED, sample
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
 def call(acme: str, behaviour: str, **parameters: Any) -> tuple[State[Any], FlowRun, Report]:
