@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from blocks.topology import Mesh
 
@@ -23,7 +23,7 @@ class AddressBook:
         hosts = {host.name: host for _, host in mesh.hosts()}
 
         def listens(host: str, port: int, node: str) -> None:
-            self._listeners[hosts[host].address, port] = node
+            self._listeners[hosts[host].address.lower(), port] = node
             self._listeners[host, port] = node
 
         for service in mesh.services:
@@ -78,11 +78,12 @@ class AddressBook:
             yield carried, "an upstream of a sidecar"
 
 
+_ADDRESS = re.compile(r"^(?:(?P<scheme>\w+)://)?(?P<host>\[[^\]]*\]|[^:/]*)(?::(?P<port>\d+))?")
+
+
 def split(address: str) -> tuple[str, int]:
     """Host and port of a URL or `host:port`; the scheme's port, or 0, if none is named."""
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    return parts.hostname or "", port or _PORTS.get(parts.scheme, 0)
+    match = _ADDRESS.match(address)
+    assert match is not None  # every part of it may be empty
+    port = int(match["port"]) if match["port"] else _PORTS.get(match["scheme"] or "", 0)
+    return match["host"].strip("[]").lower(), port

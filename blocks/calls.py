@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +56,7 @@ class Ledger:
 
 
 _observers: list[Observer] = []
+_probing: ContextVar[bool] = ContextVar("probing", default=False)
 
 
 def observe(observer: Observer) -> None:
@@ -68,6 +70,16 @@ def forget(observer: Observer) -> None:
 
 
 @contextmanager
+def probing() -> Iterator[None]:
+    """Calls made inside are a look: what they write for it they take back at once."""
+    token = _probing.set(True)
+    try:
+        yield
+    finally:
+        _probing.reset(token)
+
+
+@contextmanager
 def call(server: str, what: str, *, mutates: bool) -> Iterator[None]:
     """
     Wrap the sending of one request and the reading of its answer.
@@ -75,7 +87,7 @@ def call(server: str, what: str, *, mutates: bool) -> Iterator[None]:
     Client libraries' own errors must already be translated to `MeshError`
     inside the block.
     """
-    this = Call(server, what, mutates)
+    this = Call(server, what, mutates and not _probing.get())
     for observer in list(_observers):
         observer.before(this)
     yield

@@ -21,7 +21,7 @@ from blocks.errors import BadInput, MeshError
 from blocks.nearest import did_you_mean, unknown
 
 if TYPE_CHECKING:
-    from flows.runbook import Runbook
+    pass
 
 DESCRIPTION = "Runbooks for a service mesh: they look, plan, act, look again, and say what is true."
 EXIT = "exit status: 0 done and verified, 1 a step failed, 2 bad input, 3 refused by a gate"
@@ -170,7 +170,7 @@ def _run_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from deployments import engine
+    from deployments import engine, listings
     from flows import registry
 
     if given.runbook is None:
@@ -179,7 +179,7 @@ def _run(given: argparse.Namespace) -> int:
         registry.load(given.runbook)
     if given.help:
         engine.prepare("none")
-        print(_help_of(registry.load(given.runbook)))
+        print(listings.help_of(registry.load(given.runbook)), EXIT, sep="\n\n")
         return 0
     chosen, why = engine.choose(given.engine)
     engine.prepare(chosen)
@@ -225,39 +225,6 @@ def _refused(given: argparse.Namespace, error: BadInput) -> str:
     ).model_dump_json()
 
 
-def _help_of(book: Runbook) -> str:
-    import inspect
-
-    told = (inspect.getdoc(book.body) or "").partition("\nArgs:\n")[0].rstrip()
-    lines = [f"usage: mesh run {book.name} [--mesh NAME] [--plan] [--set KEY=VALUE ...]", "", told]
-    lines += ["", "parameters (--set KEY=VALUE):"] if book.parameters else []
-    for parameter in book.parameters:
-        lines += _described(parameter)
-    return "\n".join([*lines, "", EXIT])
-
-
-def _described(parameter: Any) -> list[str]:
-    import textwrap
-
-    default = "must be given" if parameter.required else f"default {_shown(parameter.default)}"
-    lines = [f"  {parameter.name}  {parameter.kind}  ({default})"]
-    return lines + textwrap.wrap(
-        parameter.description, 88, initial_indent="      ", subsequent_indent="      "
-    )
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple | set | frozenset):
-        return ",".join(_shown(item) for item in value) or "empty"
-    if value == "":
-        return "empty"
-    return str(getattr(value, "value", value))
-
-
 # the rest
 
 
@@ -265,40 +232,15 @@ def _runbooks_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
     parser.add_argument("--json", action="store_true", help="as one JSON document")
 
     def act(given: argparse.Namespace) -> int:
-        from deployments import engine
+        from deployments import engine, listings
         from flows import registry
 
         engine.prepare("none")
         books = [registry.load(name) for name in registry.RUNBOOKS]
-        if given.json:
-            import json
-
-            print(json.dumps([_as_data(book) for book in books]))
-            return 0
-        for book in books:
-            print(f"{book.name}\n    {book.summary}")
-            for parameter in book.parameters:
-                print(f"    {_described(parameter)[0].strip()}")
+        print(listings.as_json(books) if given.json else listings.as_text(books))
         return 0
 
     return act
-
-
-def _as_data(book: Runbook) -> dict[str, Any]:
-    return {
-        "name": book.name,
-        "summary": book.summary,
-        "parameters": [
-            {
-                "name": p.name,
-                "kind": p.kind,
-                "required": p.required,
-                "default": None if p.required else _shown(p.default),
-                "description": p.description,
-            }
-            for p in book.parameters
-        ],
-    }
 
 
 def _validate_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
@@ -330,8 +272,7 @@ def _journal_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
     parser.add_argument("--json", action="store_true", help="the journal's own lines")
 
     def act(given: argparse.Namespace) -> int:
-        import json
-
+        from deployments import listings
         from flows import journal
 
         file = journal.home() / "journal.jsonl"
@@ -346,28 +287,10 @@ def _journal_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
         if not runs and not given.json:
             print(f"no runs in {file}")
         for run in runs:
-            print(json.dumps(run) if given.json else _run_line(run))
+            print(listings.run_line(run, as_json=given.json))
         return 0
 
     return act
-
-
-def _run_line(run: dict[str, Any]) -> str:
-    import json
-    from datetime import datetime
-
-    try:
-        started = datetime.fromisoformat(run["started"])
-        seconds = (datetime.fromisoformat(run["ended"]) - started).total_seconds()
-        when = f"{started.astimezone():%Y-%m-%d %H:%M:%S}"
-    except (KeyError, TypeError, ValueError):
-        return f"?  {json.dumps(run)[:120]}"
-    problem = (run.get("problem") or {}).get("error", "")
-    told = problem or f"{len(run.get('changes', []))} changes, {len(run.get('checks', []))} checks"
-    return (
-        f"{when}  {run.get('outcome', '?'):9} {run.get('runbook', '?'):18} "
-        f"{run.get('mesh', '?'):12} {seconds:7.1f} s  {str(run.get('run_id', '?'))[:8]}  {told}"
-    )
 
 
 def _deploy_command(_parser: Parser) -> Callable[[argparse.Namespace], int]:

@@ -28,6 +28,7 @@ from tasks import (
     prove,
     services,
     snapshots,
+    stopping,
     survey,
     vault,
     vault_init,
@@ -80,6 +81,24 @@ class Boot:
                     self.run.notice(notice)
         return plan
 
+    def before_init(self, plan: Plan) -> None:
+        """
+        If Vault is to be initialised, prove first that each holder can keep its shares.
+
+        Raises:
+            RefusedByGate: with a line for each store that cannot; nothing was changed.
+        """
+        if not plan.stage("init"):
+            return
+        with self.run.stage("pre-flight of the key stores"):
+            problems = vault_keys.preflight(self.connections)
+        if problems:
+            self.run.refuse(
+                "Vault's keys could not be kept",
+                details=problems,
+                do="make these stores readable and writable: init gives the keys once and never again",
+            )
+
     def carry_out(self, plan: Plan) -> None:
         """
         All steps of a plan, in its order, datacenters in parallel where it allows.
@@ -106,7 +125,13 @@ class Boot:
         with self._lock:
             if self._shares is None:
                 found = vault_keys.gather(self.connections, self.without)
-                self._shares = vault.choose_shares(found, self.mesh.vault.key_threshold)
+                chosen, wrong = vault.choose_shares(found, self.mesh.vault.key_threshold)
+                for holder in wrong:
+                    self.run.notice(
+                        f'holder "{holder}" has a share that does not belong with the others: '
+                        "it was not used; correct it, or rekey Vault"
+                    )
+                self._shares = chosen
             return self._shares
 
     def vault_token(self) -> SecretStr:
@@ -227,7 +252,8 @@ class Boot:
         if self._initial_root is None:
             return
         try:
-            vault_init.revoke(self.connections, self._initial_root)
+            with stopping.shielded():  # a run told to stop still takes its key with it
+                vault_init.revoke(self.connections, self._initial_root, deadline=15.0)
         except MeshError as error:
             self.run.notice(
                 f"the initial root token could not be revoked ({error.message}): "
@@ -254,6 +280,14 @@ class Boot:
 
     # Consul.
 
+    def _clients(self, step: PlannedStep) -> None:
+        units = survey.units_of(self.mesh)
+        fan_out(
+            lambda h: hosts.start(self.connections, self.mesh.host(h), units[h]),
+            step.targets,
+            workers=32,
+        )
+
     def _consul(self, step: PlannedStep) -> None:
         dc = self.mesh.datacenter(step.datacenter)
         unit = dc.consul.unit
@@ -262,6 +296,15 @@ class Boot:
             step.targets,
             workers=32,
         )
+        if dc.name != self.mesh.primary:
+            # Before a leader stands: one that begins to replicate as an anonymous
+            # caller waits minutes before it looks again.
+            agents.equip_bare_servers(
+                self.connections,
+                dc,
+                management=self.management,
+                vault_token=self.vault_token,
+            )
         consul.await_quorum(self.connections, dc, deadline=self.options.consul_deadline)
 
     def _break_glass(self, step: PlannedStep) -> None:
@@ -299,6 +342,7 @@ class Boot:
     def _ca(self, _: PlannedStep) -> None:
         token = vault_setup.ca_token(self.connections, self.vault_token())
         connect_ca.ensure_on_vault(self.connections, self.primary, self.management(), token)
+        connect_ca.follow_latest_issuer(self.connections, self.primary, self.vault_token())
         connect_ca.await_leaf(self.connections, self.primary, self.management())
 
     def _gateways(self, step: PlannedStep) -> None:
@@ -328,6 +372,7 @@ class Boot:
         if self.seen.datacenter(self.mesh.primary).ca != "builtin":
             ca_token = vault_setup.ca_token(self.connections, self.vault_token())
             connect_ca.ensure_on_vault(self.connections, dc, token, ca_token)
+            connect_ca.follow_latest_issuer(self.connections, dc, self.vault_token())
         connect_ca.await_leaf(self.connections, dc, token)
         federation.await_reach(self.connections, self.primary, dc, token)
 
@@ -370,4 +415,4 @@ class Boot:
         if self.options.fallback == "break-glass":
             prove.without_connect(self.connections)
         else:
-            prove.prove(self.connections, self.management())
+            prove.prove(self.connections, self.management(), self.vault_token())

@@ -72,6 +72,7 @@ def cold_boot(
     boot = Boot(run, options, tuple(without_holders))
     plan = boot.look("survey")
     run.show_plan(rows(plan), notices=plan.notices, header=overview(run.mesh, boot.seen))
+    boot.before_init(plan)
     for _ in range(MOST_LOOKS):
         # What was hidden (a host's disk, Vault's secrets, Consul's CA) is looked at as
         # soon as it shows, and the plan made anew from it.

@@ -8,22 +8,20 @@ journal, and the exit status of the contract.
 from __future__ import annotations
 
 import resource
-import signal
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from blocks import calls
-from blocks.errors import BadInput, Defect, MeshError, Refused, Transient, Unsafe
-from flows import journal, lock, markdown
+from blocks.errors import Unsafe
+from flows import endings, journal, lock, markdown
 from flows.report import ChangeRow, CheckRow, Outcome, Problem, Report
-from flows.run import Mode, Onlooker, Planned, RefusedByGate, Run
+from flows.run import Mode, Onlooker, Planned, Run
+from flows.signals import stop_on_signals
 from tasks import record, stopping
 from tasks.record import Event, Recorder
 from tasks.stopping import Stop, Stopped
@@ -59,6 +57,8 @@ class Order:
     # Locks beside the one of this machine, such as Prefect's global limit.
     locks: Sequence[Callable[[Run], AbstractContextManager[object]]] = ()
     stop: Stop = field(default_factory=Stop)
+    # Whether SIGTERM, once heeded, is for somebody else too: a worker cancels a run by it.
+    hands_on_sigterm: bool = False
 
 
 class _Watch(calls.Ledger):
@@ -94,7 +94,7 @@ def carry_out(runbook: Body, order: Order) -> Report:
         run = _prepared(runbook, order)
     except Exception as error:  # noqa: BLE001 - it becomes the report
         # No server was asked for anything yet, so nothing can have been touched.
-        report = _report(runbook, order, started, None, *_before_all(error))
+        report = _report(runbook, order, started, None, *endings.before_all(error))
         _tell(order.onlookers, "end", report, Recorder())
         return report
 
@@ -104,7 +104,7 @@ def carry_out(runbook: Body, order: Order) -> Report:
     with ExitStack() as stack:
         stack.enter_context(record.recording(run.recorder))
         stack.enter_context(stopping.stoppable(order.stop))
-        hand_on = stack.enter_context(_stop_on_signals(order.stop, run.recorder))
+        hand_on = stack.enter_context(stop_on_signals(order.stop, run.recorder))
         stack.enter_context(_observed(run.ledger))
         stack.enter_context(run.connections)
         try:
@@ -112,19 +112,20 @@ def carry_out(runbook: Body, order: Order) -> Report:
             stack.enter_context(_locked(runbook, run, order))
             _tell(order.onlookers, "begin", run)
             runbook.body(run, **run.options)
-            outcome, problem = _verdict(run)
+            outcome, problem = endings.verdict(run)
         except Planned:
             outcome, problem = "planned", None
         except Exception as error:  # noqa: BLE001 - it becomes the report
-            outcome, problem = _after(error, run)
+            outcome, problem = endings.after(error, run)
         except BaseException as error:  # noqa: BLE001 - likewise, and is raised again below
             cut_off = error
-            outcome, problem = _after(Stopped(f"cut off by {type(error).__name__}"), run)
+            outcome, problem = endings.after(Stopped(f"cut off by {type(error).__name__}"), run)
         report = _report(runbook, order, started, run, outcome, problem)
         _leave_traces(report, run, order)
     if cut_off is not None:
         raise cut_off
-    hand_on()
+    if order.hands_on_sigterm:
+        hand_on()
     return report
 
 
@@ -187,74 +188,6 @@ def _record_killed(before: lock.Holder, run: Run) -> None:
     )
     with suppress(OSError):
         journal.append(file, report)
-
-
-def _before_all(error: Exception) -> tuple[Outcome, Problem]:
-    """What came of a run whose mesh could not be loaded or connected."""
-    if not isinstance(error, MeshError):
-        return "failed", _problem(Defect.of(error))
-    problem = _problem(error)
-    problem.bad_input = not isinstance(error, Unsafe)
-    return "refused", problem
-
-
-def _verdict(run: Run) -> tuple[Outcome, Problem | None]:
-    """What came of a body that went through to its end."""
-    checks = run.recorder.checks
-    failed = [check for check in checks if not check.ok]
-    if failed:
-        problem = Problem(
-            error=f"{len(failed)} of {len(checks)} checks failed",
-            step="verify",
-            details=[f"{check.name}: {check.detail}".rstrip(": ") for check in failed],
-            stands=run.what_stands(),
-            do="look at what these checks name",
-        )
-        return "failed", problem
-    changed = run.recorder.changes or run.ledger.mutating
-    return ("verified" if changed else "nothing"), None
-
-
-def _after(error: Exception, run: Run) -> tuple[Outcome, Problem]:
-    """What came of a body that an error ended."""
-    if not isinstance(error, MeshError):
-        error = Defect.of(error)
-    problem = _problem(error)
-    if isinstance(error, Defect):
-        problem.where, problem.seen = "", error.where
-    untouched = not run.ledger.mutating
-    if untouched and isinstance(error, Unsafe):
-        return "refused", problem
-    # Wrong credentials or an unreachable cloud: what the operator gave, and nothing was touched.
-    before_plan = isinstance(error, Refused | Transient) and not run.planned
-    if untouched and (isinstance(error, BadInput) or before_plan):
-        problem.bad_input = True
-        return "refused", problem
-    problem.step = run.failed_at
-    problem.stands = _stands(run)
-    return "failed", problem
-
-
-def _stands(run: Run) -> str:
-    try:
-        return run.what_stands()
-    except Exception:  # noqa: BLE001 - an error while telling of an error must not hide it
-        return ""
-
-
-def _problem(error: MeshError) -> Problem:
-    if isinstance(error, RefusedByGate):
-        return error.problem.model_copy()
-    if isinstance(error, BadInput):
-        details = error.problems if len(error.problems) > 1 else []
-        line = f"{len(details)} problems with what was given" if details else error.message
-        return Problem(error=line, details=details)
-    return Problem(
-        error=error.message,
-        where=error.where,
-        do=error.remedy,
-        safe_to_rerun=error.safe_to_rerun,
-    )
 
 
 def _report(
@@ -323,46 +256,3 @@ def _observed(ledger: calls.Ledger) -> Iterator[None]:
         yield
     finally:
         calls.forget(ledger)
-
-
-@contextmanager
-def _stop_on_signals(stop: Stop, recorder: Recorder) -> Iterator[Callable[[], None]]:
-    """
-    Let SIGINT, SIGTERM and SIGHUP stop the run at its next step boundary.
-
-    A second signal meets the handlers that were there before. Gives a function
-    that hands the first one on to whoever was there (Prefect cancels by SIGTERM).
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    came: list[int] = []
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-        name = signal.Signals(number).name
-        stop.request(name)
-        restore()
-        # Not from here: a signal may come while this thread is inside the display.
-        line = f"{name}: stopping at the next step boundary; once more cuts off what runs"
-        threading.Thread(target=recorder.seen, args=("", line), daemon=True).start()
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # nohup, or a shell's background job: they meant it
-            signal.signal(number, handle)
-
-    def restore() -> None:
-        for number, handler in before.items():
-            if signal.getsignal(number) is handle:
-                signal.signal(number, handler)
-
-    def hand_on() -> None:
-        if came and came[0] == signal.SIGTERM and callable(handler := before[signal.SIGTERM]):
-            handler(came[0], None)
-
-    try:
-        yield hand_on
-    finally:
-        restore()

@@ -125,6 +125,7 @@ def carry_out_in_flow(book: Runbook, mesh: str, mode: Mode, options: dict[str, A
         use_prefect=True,
         links={"run": url} if (url := url_for("flow-run", obj_id=identity)) else {},
         locks=[_limit],
+        hands_on_sigterm=_caller.get() is None,
     )
     caller.report = carry_out(book, order)
     return state_of(caller.report)

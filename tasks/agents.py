@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from blocks.topology import Datacenter, Mesh
-from tasks import consul, consul_acl, hosts
+from tasks import consul, consul_acl, federation, hosts
 from tasks.step import fan_out
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ def equip(
     )
     secrets = dict(zip(needed, made, strict=True))
 
+    if datacenter.name != mesh.primary and set(names) - set(datacenter.consul.servers):
+        # A client agent that is given a token its servers do not know yet keeps the
+        # refusal for `acl.token_ttl`, 30 seconds.
+        federation.await_replication(connections, primary, datacenter, management)
+
     def hand(host: str) -> None:
         if host not in datacenter.consul.servers:
             hosts.start(connections, mesh.host(host), [datacenter.consul.unit])
@@ -62,6 +67,30 @@ def _roles_of(mesh: Mesh, datacenter: Datacenter, host: str) -> dict[str, str]:
     elif datacenter.name != mesh.primary:
         roles["replication"] = f"replication-{datacenter.name}"
     return roles
+
+
+def equip_bare_servers(
+    connections: Connections,
+    datacenter: Datacenter,
+    *,
+    management: Callable[[], SecretStr],
+    vault_token: Callable[[], SecretStr],
+) -> None:
+    """
+    Servers on whose disk no token was ever persisted get theirs, leader or not.
+
+    Their API answers, and resolves the management token in the primary, a
+    second before their election ends.
+    """
+
+    def bare(name: str) -> bool:
+        with connections.hosts().connect(connections.topology.host(name)) as ssh:
+            return ssh.read(f"{datacenter.consul.data_dir}/acl-tokens.json") is None
+
+    names = datacenter.consul.servers
+    todo = [n for n, yes in zip(names, fan_out(bare, names), strict=True) if yes]
+    if todo:
+        equip(connections, datacenter, todo, management=management(), vault_token=vault_token())
 
 
 def equip_clients(

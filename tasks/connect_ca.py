@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from blocks.errors import BadAnswer, Invalid, MeshError, NotConverged, Transient
 from blocks.topology import Datacenter, Mesh
-from tasks import consul, record
+from tasks import consul, record, vault
 from tasks.step import step
 from tasks.waiting import wait_until
 
@@ -112,6 +112,34 @@ def ensure_on_vault(
         after=f"vault, {mesh.vault.root_pki_path}, {datacenter.consul.intermediate_pki_path}",
         seconds=time.monotonic() - began,
     )
+    return True
+
+
+@step("newest issuer of {datacenter.name} signs")
+def follow_latest_issuer(
+    connections: Connections, datacenter: Datacenter, vault_token: SecretStr
+) -> bool:
+    """
+    Make the newest intermediate in Vault the one that signs; whether it was not so.
+
+    Vault since 1.11 keeps several issuers a mount, and a renewed intermediate
+    is added without becoming the default, so a renewal never takes effect
+    (hashicorp/consul#15217).
+    """
+    mount = datacenter.consul.intermediate_pki_path.strip("/")
+    host = vault.await_active(connections)
+    with connections.vault().node(host, token=vault_token) as api:
+        answer = api.get(f"/v1/{mount}/config/issuers", answers=(400, 405))
+        if answer.status != 200:
+            return False  # a Vault before 1.11, or no issuer yet
+        data = answer.json(dict).get("data") or {}
+        if data.get("default_follows_latest_issuer") or not data.get("default"):
+            return False
+        api.post(
+            f"/v1/{mount}/config/issuers",
+            json={"default": data["default"], "default_follows_latest_issuer": True},
+        )
+    record.current().change("vault", f"newest issuer at {mount} signs", before="the first one")
     return True
 
 

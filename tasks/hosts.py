@@ -96,7 +96,8 @@ def await_ssh(connections: Connections, host: Host, *, deadline: float = 120.0) 
         where=host.name,
         stage="power on",
         every=0.05,
-        remedy=f"look at the console of {host.instance_name}; the rest of the mesh was not started yet",
+        remedy=f"look at the console of {host.instance_name}, or go on without it: "
+        f"--set without={host.name}",
     )
     record.current().seen(host.name, "ssh")
 

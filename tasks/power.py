@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from blocks.errors import Absent, Invalid
+from blocks.errors import Absent, Invalid, NotConverged, Transient
 from blocks.topology import AwsCloud, Datacenter, Host, ProxmoxCloud
 from tasks import record
 from tasks.step import step
@@ -77,8 +77,8 @@ def power_on(
 
     Raises:
         Absent: the cloud has no machine of that name.
-        Invalid: a Proxmox task ended with another exit status than OK.
-        NotConverged: a machine did not run within `deadline` seconds.
+        NotConverged: machines did not run within `deadline` seconds, or their
+            start failed; they are named.
     """
     started = time.monotonic()
     seen = machines(connections, datacenter)
@@ -92,38 +92,66 @@ def power_on(
     off = [m for m in wanted if m.power != "on"]
     if not off:
         return
-    match datacenter.cloud:
-        case AwsCloud() as cloud:
-            ec2 = connections.aws(cloud.connection).ec2(cloud.region, cloud.endpoint_url)
-            if startable := [m.id for m in off if m.power == "off"]:
-                ec2.start(startable)
-        case ProxmoxCloud() as cloud:
-            pve = connections.proxmox(cloud.connection, cloud).api()
-            vms = {str(vm.vmid): vm for vm in pve.vms().values()}
-            tasks = [pve.start(vms[m.id]) for m in off if m.power == "off"]
-            for upid in tasks:
-                try:
-                    pve.wait_task(upid, deadline)
-                except Invalid as error:
-                    if "already running" not in str(error):
-                        raise
+    failed = _start(connections, datacenter, [m for m in off if m.power == "off"], deadline)
+    now: dict[str, Machine] = {}
 
     def all_on() -> bool:
-        now = machines(connections, datacenter)
-        return all(now[m.host].power == "on" for m in off)
+        now.update(machines(connections, datacenter))
+        dark = [m.host for m in off if now[m.host].power != "on" and m.host not in failed]
+        if dark:
+            raise Transient(f"{', '.join(dark)} not on yet", where=datacenter.name)
+        return True
 
-    wait_until(
-        all_on,
-        f"{len(off)} machines to run",
-        deadline=deadline,
-        where=datacenter.name,
-        stage="power on",
-        every=0.2,
-        remedy=f"look at the machines in {datacenter.cloud.kind}; then run it again",
-    )
+    try:
+        wait_until(
+            all_on,
+            f"{len(off)} machines to run",
+            deadline=max(1.0, deadline - (time.monotonic() - started)),
+            where=datacenter.name,
+            stage="power on",
+            every=0.2,
+        )
+    except NotConverged:
+        if not now:
+            raise  # the cloud itself does not answer any more
+        for machine in off:
+            if now[machine.host].power != "on":
+                why = f"{now[machine.host].power} {deadline:g} s after it was started"
+                failed.setdefault(machine.host, why)
     took = time.monotonic() - started
-    for machine in off:
+    for machine in (m for m in off if m.host not in failed):
         record.current().seen(machine.host, "powered")
         record.current().change(
             machine.host, "powered on", before=machine.power, after="on", seconds=took
         )
+    if failed:
+        raise NotConverged(
+            "; ".join(f"{host} does not come up: {why}" for host, why in failed.items()),
+            where=datacenter.name,
+            remedy=f"look at its console in {datacenter.cloud.kind}, or go on without it: "
+            f"--set without={','.join(failed)}",
+        )
+
+
+def _start(
+    connections: Connections, datacenter: Datacenter, wanted: list[Machine], deadline: float
+) -> dict[str, str]:
+    """Ask the cloud to start machines; the hosts of those whose start failed, and why."""
+    failed: dict[str, str] = {}
+    if not wanted:
+        return failed
+    match datacenter.cloud:
+        case AwsCloud() as cloud:
+            ec2 = connections.aws(cloud.connection).ec2(cloud.region, cloud.endpoint_url)
+            ec2.start([m.id for m in wanted])
+        case ProxmoxCloud() as cloud:
+            pve = connections.proxmox(cloud.connection, cloud).api()
+            vms = {str(vm.vmid): vm for vm in pve.vms().values()}
+            tasks = {m.host: pve.start(vms[m.id]) for m in wanted}
+            ends = time.monotonic() + deadline
+            for host, upid in tasks.items():
+                try:
+                    pve.wait_task(upid, max(1.0, ends - time.monotonic()))
+                except (Invalid, NotConverged) as error:
+                    failed[host] = error.message
+    return failed

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from blocks.errors import MeshError, NotConverged
+from blocks.errors import MeshError, NotConverged, Transient
 from blocks.topology import Component, Datacenter
 from tasks import components, connect_ca, consul, federation, intentions, record, services, vault
 from tasks.step import fan_out, step
+from tasks.waiting import wait_until
 
 if TYPE_CHECKING:
     from blocks.mesh import Connections
@@ -25,13 +26,15 @@ Verdict = tuple[bool, str]
 Proof = Callable[[], Verdict]
 
 
-def proofs(connections: Connections, token: SecretStr) -> dict[str, Proof]:
+def proofs(connections: Connections, token: SecretStr, vault_token: SecretStr) -> dict[str, Proof]:
     """Every check of a mesh that is up as declared, by name."""
     mesh = connections.topology
     checks: dict[str, Proof] = {"vault unsealed": partial(_vault, connections)}
+    if mesh.vault.storage == "raft":
+        checks["vault raft voters"] = partial(_voters, connections, vault_token)
     for dc in mesh.datacenters:
         checks[f"{dc.name} quorum"] = partial(_quorum, connections, dc)
-        checks[f"{dc.name} autopilot"] = partial(consul.autopilot_healthy, connections, dc, token)
+        checks[f"{dc.name} autopilot"] = partial(_autopilot, connections, dc, token)
         checks[f"{dc.name} leaf signed"] = partial(_leaf, connections, dc, token)
         for other in mesh.datacenters:
             if other is not dc:
@@ -53,6 +56,26 @@ def proofs(connections: Connections, token: SecretStr) -> dict[str, Proof]:
 def _quorum(connections: Connections, dc: Datacenter) -> Verdict:
     leader = consul.await_quorum(connections, dc, deadline=30.0)
     return True, f"leader {leader}, consistent read"
+
+
+def _autopilot(connections: Connections, dc: Datacenter, token: SecretStr) -> Verdict:
+    def healthy() -> str:
+        ok, detail = consul.autopilot_healthy(connections, dc, token)
+        if not ok:
+            raise Transient(detail, where=dc.name)
+        return detail
+
+    # It looks at its servers every few seconds only.
+    detail = wait_until(
+        healthy,
+        "autopilot to call every server healthy",
+        deadline=60.0,
+        where=dc.name,
+        stage="prove",
+        every=0.2,
+        remedy="look at the log of the server it names",
+    )
+    return True, detail
 
 
 def _leaf(connections: Connections, dc: Datacenter, token: SecretStr) -> Verdict:
@@ -94,6 +117,10 @@ def _vault(connections: Connections) -> Verdict:
     return all(n.unsealed for n in nodes) and any(n.state == "active" for n in nodes), states
 
 
+def _voters(connections: Connections, vault_token: SecretStr) -> Verdict:
+    return True, f"{vault.await_voters(connections, vault_token)} healthy"
+
+
 def _same_root(connections: Connections, dc: Datacenter, token: SecretStr) -> Verdict:
     mesh = connections.topology
     here = connect_ca.active_root(connections, dc, token)
@@ -111,14 +138,14 @@ def _prove(name: str, proof: Proof) -> record.Check:
     return record.current().check(name, ok, detail)
 
 
-def prove(connections: Connections, token: SecretStr) -> list[record.Check]:
+def prove(connections: Connections, token: SecretStr, vault_token: SecretStr) -> list[record.Check]:
     """
     Run every check, at once where they do not disturb each other.
 
     Raises:
         NotConverged: one failed; all are in the report.
     """
-    return _all(connections, proofs(connections, token))
+    return _all(connections, proofs(connections, token, vault_token))
 
 
 def without_connect(connections: Connections) -> list[record.Check]:

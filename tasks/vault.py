@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import SecretStr
 
-from blocks.errors import BadAnswer, Invalid, MeshError, Refused, Unreachable
+from blocks.errors import BadAnswer, Invalid, MeshError, Refused, Transient, Unreachable
 from blocks.http import Api
 from tasks import record
 from tasks.planning.shares import fitting
@@ -117,9 +117,9 @@ def await_listening(connections: Connections, host: str, *, deadline: float = 60
     return node
 
 
-def choose_shares(shares: list[Share], threshold: int) -> list[Share]:
+def choose_shares(shares: list[Share], threshold: int) -> tuple[list[Share], list[str]]:
     """
-    The shares to submit, in order; those that provably do not belong are left out.
+    The shares to submit, in order, and the holders of those that provably do not belong.
 
     Raises:
         Refused: fewer usable shares than the threshold; the holders whose
@@ -127,20 +127,15 @@ def choose_shares(shares: list[Share], threshold: int) -> list[Share]:
     """
     decoded = [_decode(share) for share in shares]
     good, wrong = fitting(decoded, threshold)
-    for holder in dict.fromkeys(shares[i].holder for i in wrong):
-        record.current().check(
-            f"share of holder {holder}", False, "does not belong with the others; not used"
-        )
+    holders = list(dict.fromkeys(shares[i].holder for i in wrong))
     if len(good) < threshold:
-        named = (
-            f"; not usable: {', '.join(sorted({shares[i].holder for i in wrong}))}" if wrong else ""
-        )
+        named = f"; not usable: {', '.join(sorted(holders))}" if wrong else ""
         raise Refused(
             f"{len(good)} usable key shares of the {threshold} needed{named}",
             where="vault",
             remedy="make more holders reachable, or correct the shares they hold",
         )
-    return [shares[i] for i in good]
+    return [shares[i] for i in good], holders
 
 
 def _decode(share: Share) -> bytes:
@@ -190,7 +185,8 @@ def unseal(
         if reset_progress and node.progress:
             api.put("/v1/sys/unseal", json={"reset": True})
             record.current().change(host, "unseal progress reset", before=f"{node.progress} given")
-        given: list[str] = []
+            node = node._replace(progress=0)
+        given = [f"{node.progress} given before this run"] if node.progress else []
         for share in shares:
             if not _give(api, host, share, given):
                 break
@@ -233,10 +229,10 @@ def _give(api: Api, host: str, share: Share, given: list[str]) -> bool:
     except Invalid as error:
         holders = ", ".join(dict.fromkeys(given))
         raise Refused(
-            f"the shares given do not open it (holders asked: {holders})",
+            f"the shares given do not open it ({holders})",
             where=host,
-            remedy="one of these holders gave a wrong share or one of another cluster; "
-            "exclude it with --set without_holders=NAME, or correct it",
+            remedy="one of these gave a wrong share or one of another cluster: exclude a holder "
+            "with --set without_holders=NAME, or correct its share; Vault has forgotten all given",
         ) from error
     status = answer.json(dict)
     if "sealed" not in status:
@@ -289,14 +285,17 @@ def await_voters(connections: Connections, token: SecretStr, *, deadline: float 
         if host is None:
             return None
         with connections.vault().node(host, token=token) as api:
-            state = api.get("/v1/sys/storage/raft/configuration").json(dict)
-            servers = state.get("data", {}).get("config", {}).get("servers") or []
-            count = sum(1 for s in servers if s.get("voter"))
-            return count if count >= wanted else None
+            state = api.get("/v1/sys/storage/raft/autopilot/state").json(dict)
+            servers = ((state.get("data") or {}).get("servers") or {}).values()
+            voting = [s for s in servers if s.get("status") in {"leader", "voter"}]
+            count = sum(1 for s in voting if s.get("healthy"))
+            if count < wanted:
+                raise Transient(f"{count} healthy of {len(voting)} voters", where=host)
+            return count
 
     return wait_until(
         voters,
-        f"{wanted} raft voters",
+        f"{wanted} healthy raft voters",
         deadline=deadline,
         where="vault",
         stage="vault",

@@ -39,7 +39,8 @@ def initialise(connections: Connections, *, discard: bool = False) -> SecretStr:
 
     Raises:
         Unsafe: some node is initialised already (B1), or a holder has shares.
-        Refused: the answer to init was lost; the remedy is in the error.
+        Refused: the answer to init was lost, or a share could not be stored;
+            nothing was built on the keys, and the remedy is in the error.
     """
     mesh = connections.topology
     nodes = vault.look_at_all(connections)
@@ -62,10 +63,40 @@ def initialise(connections: Connections, *, discard: bool = False) -> SecretStr:
     ]
     if len(keys) != mesh.vault.key_shares or not answer.get("root_token"):
         raise Refused("init answered without all keys", where=host, remedy=lost_remedy())
-    for holder in mesh.vault.holders:
-        mine, keys = keys[: holder.shares], keys[holder.shares :]
-        vault_keys.keep(connections, holder, mine)
+    with stopping.shielded():  # this is the only copy there will ever be
+        _hand_out(connections, keys)
     return SecretStr(str(answer["root_token"]))
+
+
+def _hand_out(connections: Connections, keys: list[SecretStr]) -> None:
+    """
+    Give each holder its shares. One store that fails does not keep the others from theirs.
+
+    Raises:
+        Refused: some holder's shares could not be stored or read back.
+    """
+    vault = connections.topology.vault
+    failed: list[str] = []
+    kept = 0
+    for holder in vault.holders:
+        mine, keys = keys[: holder.shares], keys[holder.shares :]
+        try:
+            vault_keys.keep(connections, holder, mine)
+            kept += holder.shares
+        except MeshError as error:
+            failed.append(f'holder "{holder.name}": {error}')
+    if failed:
+        enough = kept >= vault.key_threshold
+        raise Refused(
+            f"Vault is initialised, and {kept} of {vault.key_shares} key shares could be stored "
+            f"({'; '.join(failed)})",
+            where="vault",
+            remedy=(
+                f"correct that store and run it again: {kept} shares open Vault, rekey it then"
+                if enough
+                else f"correct that store; {lost_remedy()}"
+            ),
+        )
 
 
 def lost_remedy() -> str:
@@ -196,9 +227,9 @@ def cancel_attempt(connections: Connections) -> None:
 
 
 @step("revoke the root token")
-def revoke(connections: Connections, token: SecretStr) -> None:
+def revoke(connections: Connections, token: SecretStr, *, deadline: float = 60.0) -> None:
     """Revoke a token by itself; one that is dead already is fine."""
-    host = vault.await_active(connections)
+    host = vault.await_active(connections, deadline=deadline)
     with connections.vault().node(host, token=token) as api:
         api.post("/v1/auth/token/revoke-self", answers=(204, 200, 403))
     record.current().change("vault", "root token revoked")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import SecretStr
 
-from blocks.errors import MeshError, Refused, Unsafe
+from blocks import calls
+from blocks.errors import Absent, MeshError, Refused, Unsafe
 from blocks.topology import Holder
 from tasks import record
 from tasks.step import fan_out, step
@@ -89,6 +90,39 @@ def gather(connections: Connections, without: tuple[str, ...] = ()) -> list[Shar
             remedy="make another holder's store readable, or declare a holder with store: prompt",
         )
     return shares
+
+
+@step("pre-flight of the key stores")
+def preflight(connections: Connections) -> list[str]:
+    """
+    Why init may not be tried: a line for each store that could not keep what it is to get.
+
+    Each is written to and read, what was written is taken back; the runbooks'
+    own credential must find its place too, and the CA that Vault is to take
+    over must be there.
+    """
+    vault = connections.topology.vault
+    stores = [(f'holder "{holder.name}"', holder) for holder in vault.holders]
+    stores += [("the runbooks' credential", vault.credential)] if vault.credential else []
+
+    def try_(named: tuple[str, Holder]) -> str:
+        name, holder = named
+        try:
+            with calls.probing():
+                connections.store(holder).probe(write=True)
+        except MeshError as error:
+            return f"{name}: {error}"
+        return ""
+
+    lines = fan_out(try_, stores)
+    if vault.issuing_ca:
+        try:
+            kept = connections.store(vault.issuing_ca).read() or {}
+            if not kept.get("certificate") or not kept.get("private_key"):
+                raise Absent("it holds no certificate and private_key")
+        except MeshError as error:
+            lines.append(f"the issuing CA: {error}")
+    return [line for line in lines if line]
 
 
 @step("intend shares at {holder.name}")

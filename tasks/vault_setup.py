@@ -31,7 +31,13 @@ CA_TOKEN_PATH = "consul/ca-token"
 def runbook_policy(mesh: Mesh) -> str:
     """What the runbooks may do in Vault: their secrets, health, raft, and issuing certificates."""
     kv, pki = mesh.vault.kv_mount, mesh.vault.pki_mount
-    return f"""
+    issuers = "\n".join(
+        f'path "{d.consul.intermediate_pki_path.strip("/")}/config/issuers"'
+        ' { capabilities = ["read", "update"] }\n'
+        f'path "{d.consul.intermediate_pki_path.strip("/")}/issuers" {{ capabilities = ["list"] }}'
+        for d in mesh.datacenters
+    )
+    return f"""{issuers}
 path "{kv}/*" {{ capabilities = ["create", "read", "update", "delete", "list"] }}
 path "{pki}/issue/mesh-server" {{ capabilities = ["create", "update"] }}
 path "{pki}/cert/ca" {{ capabilities = ["read"] }}
@@ -127,12 +133,16 @@ def _wanted_mounts(mesh: Mesh) -> dict[str, dict[str, Any]]:
     wanted: dict[str, dict[str, Any]] = {
         mesh.vault.kv_mount: {"type": "kv", "options": {"version": "2"}},
         mesh.vault.pki_mount: {"type": "pki", "config": {"max_lease_ttl": "87600h"}},
-        mesh.vault.root_pki_path: {"type": "pki", "config": {"max_lease_ttl": "87600h"}},
+        # Consul asks for its root without a TTL: the mount's default decides how long it lives.
+        mesh.vault.root_pki_path: {
+            "type": "pki",
+            "config": {"max_lease_ttl": "87600h", "default_lease_ttl": "87600h"},
+        },
     }
     for dc in mesh.datacenters:
         wanted[dc.consul.intermediate_pki_path] = {
             "type": "pki",
-            "config": {"max_lease_ttl": "8760h"},
+            "config": {"max_lease_ttl": "8760h", "default_lease_ttl": "8760h"},
         }
     return wanted
 

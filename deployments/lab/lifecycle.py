@@ -22,7 +22,7 @@ from typing import Any
 
 from blocks import topology
 from blocks.errors import BadInput
-from deployments.lab import binaries, control, hosts, layout, processes, state
+from deployments.lab import binaries, control, document, hosts, layout, processes, state
 from deployments.lab.layout import Layout, Size
 
 READY_SECONDS = 60.0
@@ -146,11 +146,11 @@ def _write(lab: Layout, programs: hosts.Programs, *, render: bool) -> None:
     keys = hosts.prepare(lab, programs)
     if render:
         importlib.import_module("deployments.lab.disks").render(lab)
-    document = layout.topology(lab, keys, ssh_user=user)
-    topology.parse(document)
+    mesh = document.topology(lab, keys, ssh_user=user)
+    topology.parse(mesh)
     (lab.directory / "holders").mkdir(mode=0o700, exist_ok=True)
     credentials = state.read_credentials(lab.directory) or _new_credentials(lab, user)
-    state.write_documents(lab, document, credentials)
+    state.write_documents(lab, mesh, credentials)
     state.write(lab)
 
 

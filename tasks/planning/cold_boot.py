@@ -77,6 +77,8 @@ def _write(boot: Boot) -> Draft:
     if not boot.broken:
         steps_vault.vault(boot)
         steps_vault.renew(boot)
+        for dc in boot.mesh.datacenters:
+            steps_services.clients(boot, dc)
     steps_consul.consul(boot, boot.primary)
     if not boot.broken:
         steps_consul.bootstrap(boot)

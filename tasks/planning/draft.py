@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from blocks import boot_graph
-from blocks.topology import Mesh
+from blocks.topology import Datacenter, Mesh
 from tasks.planning.options import Options
 from tasks.planning.plan import PlannedStep, Stage
 from tasks.planning.survey import Survey
@@ -85,6 +85,17 @@ class Boot:
     def may_run(self, host: str, unit: str) -> bool:
         seen = self.survey.host(host)
         return seen.dark or seen.units is None or unit in seen.units
+
+    def runs(self, host: str, unit: str) -> bool:
+        """Whether a unit was seen to run."""
+        return unit in (self.survey.host(host).units or ())
+
+    def client_units(self, dc: Datacenter, host: str) -> list[str]:
+        """The units of a host that carries a client agent."""
+        units = [dc.consul.unit]
+        units += [unit for g in dc.gateways if g.host == host for unit in g.units]
+        units += [unit for s in self.mesh.services if s.host == host for unit in s.units]
+        return list(dict.fromkeys(units))
 
     def consul_up(self, name: str) -> list[str]:
         return [f"unbreak:{name}", f"break-glass:{name}", f"consul:{name}"]

@@ -41,7 +41,11 @@ def consul(boot: Boot, dc: Datacenter) -> None:
         return
     waits = [*ready, f"renew:{dc.name}", *boot.vault_up]
     if dc.name != boot.mesh.primary:
-        waits += ["ca", f"tokens:{boot.mesh.primary}", f"gateways:{boot.mesh.primary}"]
+        # A secondary whose leader stands before the primary's does waits up to half a
+        # minute in back-offs; the gateways need only listen.
+        waits += [*boot.consul_up(boot.mesh.primary), "bootstrap", "ca"]
+        waits += [f"tokens:{boot.mesh.primary}"]
+        waits += [f"clients:{d.name}" for d in boot.mesh.datacenters]
     if seen.connect == "off":
         boot.draft.add(
             f"unbreak:{dc.name}",
@@ -188,10 +192,17 @@ def gateways(boot: Boot, dc: Datacenter) -> None:
     boot.draft.add(
         f"gateways:{dc.name}",
         "gateways",
-        "start gateways",
+        "see gateways",
         targets,
         "the way to the other datacenters",
-        [*boot.on(targets), *boot.vault_up, *boot.consul_up(dc.name), f"tokens:{dc.name}", "ca"],
+        [
+            *boot.on(targets),
+            f"clients:{dc.name}",
+            *boot.vault_up,
+            *boot.consul_up(dc.name),
+            f"tokens:{dc.name}",
+            "ca",
+        ],
         datacenter=dc.name,
         expected=any(boot.survey.host(n).dark for n in targets),
         hosts=targets,

@@ -9,6 +9,32 @@ from blocks.topology import Datacenter
 from tasks.planning.draft import Boot
 
 
+def clients(boot: Boot, dc: Datacenter) -> None:
+    """
+    Start what waits for Consul by itself: agents, gateways, services, sidecars.
+
+    Early, and so that a gateway is there before the servers are: a leader that
+    finds the gateway's agent gone drops the gateway, and the way to the other
+    datacenters comes back many seconds later.
+    """
+    targets = [
+        name
+        for name in boot.mesh.client_hosts(dc.name)
+        if any(not boot.runs(name, unit) for unit in boot.client_units(dc, name))
+    ]
+    boot.draft.add(
+        f"clients:{dc.name}",
+        "clients",
+        "start agents",
+        targets,
+        "with their gateways, services and sidecars, which wait for Consul by themselves",
+        boot.on(targets),
+        datacenter=dc.name,
+        expected=any(boot.survey.host(n).dark for n in targets),
+        hosts=targets,
+    )
+
+
 def intentions(boot: Boot) -> None:
     """Declare who may call whom, where that is not so."""
     fresh = "bootstrap" in boot.draft
@@ -42,7 +68,7 @@ def services(boot: Boot, dc: Datacenter) -> None:
         for s in boot.mesh.services
         if s.datacenter == dc.name and boot.survey.service(s.name, s.host) != "answering"
     ]
-    waits = [*boot.on(s.host for s in mine), f"tokens:{dc.name}", "ca", "intentions"]
+    waits = [*boot.on(s.host for s in mine), f"clients:{dc.name}", "ca", "intentions"]
     for service in mine:
         waits += boot.after(service_node(service))
     waits.append(f"secondary:{dc.name}")
@@ -51,7 +77,7 @@ def services(boot: Boot, dc: Datacenter) -> None:
     boot.draft.add(
         f"services:{dc.name}",
         "services",
-        "start services",
+        "see services",
         [f"{s.name}@{s.host}" for s in mine],
         "answer through the mesh",
         waits,

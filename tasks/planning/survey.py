@@ -202,6 +202,8 @@ def healthy(mesh: Mesh, at: datetime) -> Survey:
             units[name].add(dc.consul.unit)
         for gateway in dc.gateways:
             units[gateway.host].update(gateway.units)
+        for name in mesh.client_hosts(dc.name):
+            units[name].add(dc.consul.unit)
     for service in mesh.services:
         units[service.host].update(service.units)
     for component in mesh.components:

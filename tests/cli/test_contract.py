@@ -158,7 +158,7 @@ def test_parameters_take_lists_numbers_and_yes_or_no(mesh: Command):
         (["--help"], "exit status: 0 done and verified"),
         (["run", "--help"], "--set KEY=VALUE"),
         (["run", "sample", "--help"], "      What to do, and how to end.\n"),
-        (["run", "sample", "--help"], "  seconds  number  (default 30.0)\n"),
+        (["run", "sample", "--help"], "  seconds  number  (default 30)\n"),
         (["journal", "--help"], "--last N"),
         (["--version"], "mesh-runbooks "),
     ],

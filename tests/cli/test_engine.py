@@ -208,6 +208,54 @@ def test_a_flow_that_is_stopped_leaves_its_report_and_no_running_run(
         assert client.read_flow_run(UUID(report["run_id"])).state_type in {"CRASHED", "FAILED"}
 
 
+SCRIPT = """
+import sys
+from flows.runbook import execute
+from tests.runbook.sample import sample
+
+report = execute(sample, mesh="acme.yaml")
+import psutil
+assert "prefect" in sys.modules
+print(report.outcome, len(psutil.Process().children()))
+"""
+
+
+def test_called_from_code_it_starts_no_server_though_prefect_is_imported(mesh: Command):
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=mesh.directory, env=mesh.environ, text=True,
+        capture_output=True, check=True,
+    )  # fmt: skip
+
+    assert ran.stdout == "verified 0\n"
+    assert "server" not in ran.stderr
+    assert not list(mesh.directory.rglob("*.db"))
+
+
+def test_a_worker_that_ends_its_run_by_sigterm_finds_the_report_written(
+    mesh: Command, prefect_api: str, eventually: Eventually
+):
+    marker = mesh.directory / "marker"
+    flow = (
+        "from tests.runbook.sample import sample\n"
+        f"sample(mesh='acme.yaml', mode='apply', behaviour='hang', marker={str(marker)!r})"
+    )
+    home = {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(mesh.directory / "prefect")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", flow], cwd=mesh.directory, env=mesh.environ | home, text=True,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    eventually(marker.exists, "the run hangs")
+    process.terminate()
+    process.communicate(timeout=60)
+
+    line = json.loads(mesh.journal.read_text())
+    assert (line["outcome"], line["problem"]["error"]) == ("failed", "stopped by SIGTERM")
+    assert line["problem"]["stands"] == "a-1 a-2 up"
+    with get_client(sync_client=True) as client:
+        # Prefect's own word for a process that was told to end.
+        assert client.read_flow_run(UUID(line["run_id"])).state_type == "CRASHED"
+
+
 def test_a_lab_that_is_not_installed_is_one_line(mesh: Command, tmp_path: Path):
     (tmp_path / "moto.py").write_text("raise ModuleNotFoundError('no', name='moto')")
     (tmp_path / "sitecustomize.py").write_text(

@@ -6,8 +6,9 @@
 Every call passes `blocks.calls`, so an observer there can let one go wrong
 without a hook in the product. What a call is, its identity, is the server and
 what is asked of it, with whatever is new in every run (ids, times) taken out.
-`FOLDER` is kept over several runs: each identity goes wrong there once, or as
-often as `limits.json` says, and never again.
+`FOLDER` is kept over several runs: an identity that went wrong there does not
+again. A crash is the exception: what an uninterrupted run does several times
+(`limits.json`) is crashed at as often, and at each place in a run's sequence.
 
 | kind | what happens at a call |
 |---|---|
@@ -33,7 +34,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -84,6 +84,7 @@ class Entry:
     mutates: bool
     event: Literal["sent", "answered", "injected"]
     pid: int
+    place: int = 0  # the how manieth of its identity in its run, of those injected
 
 
 def read(file: Path) -> list[Entry]:
@@ -91,10 +92,10 @@ def read(file: Path) -> list[Entry]:
     entries = []
     for line in file.read_text().splitlines() if file.exists() else ():
         try:
-            server, what, mutates, event, pid = json.loads(line)
+            server, what, *rest = json.loads(line)
         except ValueError:
             continue
-        entries.append(Entry(Identity(server, what), mutates, event, pid))
+        entries.append(Entry(Identity(server, what), *rest))
     return entries
 
 
@@ -111,7 +112,10 @@ class Injector:
     def __init__(self, kind: Kind, folder: Path) -> None:
         self.kind = kind
         self._lock = threading.Lock()
-        self._done = Counter(e.identity for e in read(folder / DONE))
+        done = read(folder / DONE)
+        self._done = Counter(e.identity for e in done)
+        self._places = {(e.identity, e.place) for e in done}
+        self._here: Counter[Identity] = Counter()
         limits = folder / LIMITS
         found: list[list[Any]] = json.loads(limits.read_text()) if limits.exists() else []
         self._limits = {Identity(server, what): int(times) for server, what, times in found}
@@ -159,15 +163,18 @@ class Injector:
         this = identity(call)
         if this.server == FILES and self.kind != "crash":
             return False  # a disk of this machine does not time out
-        if self._done[this] >= self._limits.get(this, 1):
+        self._here[this] += 1
+        limit, place = self._limits.get(this, 1), self._here[this]
+        tried = place > limit or (this, place) in self._places or self.kind != "crash"
+        if self._done[this] >= limit and tried:
             return False
         self._done[this] += 1
-        self._note(call, "injected", self._record)
+        self._note(call, "injected", self._record, place)
         self._note(call, "injected")
         return True
 
-    def _note(self, call: calls.Call, event: str, to: int | None = None) -> None:
-        line = [*identity(call), call.mutates, event, os.getpid()]
+    def _note(self, call: calls.Call, event: str, to: int | None = None, place: int = 0) -> None:
+        line = [*identity(call), call.mutates, event, os.getpid(), place]
         os.write(self._trace if to is None else to, f"{json.dumps(line)}\n".encode())
 
 
@@ -230,14 +237,9 @@ def hit(folder: Path) -> Counter[Identity]:
     return Counter(e.identity for e in read(folder / DONE))
 
 
-def _lines(counted: Counter[Identity]) -> Iterator[str]:
-    for this, times in sorted(counted.items()):
-        yield f"{times:4} {this}"
-
-
 def table(counted: Counter[Identity]) -> str:
     """Calls and how often, a line each."""
-    return "\n".join(_lines(counted))
+    return "\n".join(f"{times:4} {this}" for this, times in sorted(counted.items()))
 
 
 if __name__ == "__main__":

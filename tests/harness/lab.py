@@ -9,6 +9,7 @@ Fixtures (in every test, by `tests/conftest.py`):
                  a test that changes it leaves it so that a cold boot heals it
     full_lab     the same of size full
     new_lab      a function `new_lab("small")` for further labs in one test
+    session_lab  the same for fixtures of a wider scope
 
 All have a loopback network and a directory of their own, and nothing of them
 runs any more when their scope ends. If a test fails, the last lines of every
@@ -352,23 +353,24 @@ def fresh_full(new_lab: NewLab) -> Lab:
 
 
 @pytest.fixture(scope="session")
-def _session_labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewLab]:
+def session_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewLab]:
+    """`new_lab` for fixtures of a session or module: its labs end with the session."""
     with ExitStack() as stack:
         yield NewLab(stack, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def small_lab(_session_labs: NewLab) -> Lab:
+def small_lab(session_lab: NewLab) -> Lab:
     """A small lab shared by the session: booted and healthy at first."""
-    lab = _session_labs("small")
+    lab = session_lab("small")
     lab.boot()
     return lab
 
 
 @pytest.fixture(scope="session")
-def full_lab(_session_labs: NewLab) -> Lab:
+def full_lab(session_lab: NewLab) -> Lab:
     """A full lab shared by the session: booted and healthy at first."""
-    lab = _session_labs("full")
+    lab = session_lab("full")
     lab.boot()
     return lab
 

@@ -22,7 +22,6 @@ from tests.integration import watched
 from tests.integration.outside import SECRET, Outside
 from tests.lab.machine import until
 
-
 # Labs that were seen to be up and verified, and not touched since.
 HEALTHY: set[Path] = set()
 
@@ -143,7 +142,10 @@ def expire(lab: Lab, names: Iterable[str]) -> None:
         host = lab.layout.host(name)
         pair = authority.issue(server_names(lab.layout, host), not_after=ended)
         server = "vault" if "vault" in host.roles else "consul"
-        for path, data in ((certificate_path(server), pair.certificate), (key_path(server), pair.key)):
+        for path, data in (
+            (certificate_path(server), pair.certificate),
+            (key_path(server), pair.key),
+        ):
             _replace(lab.disk(name, path), data.decode(), 0o400)
 
 

@@ -115,7 +115,9 @@ def test_break_glass_serves_without_vault_and_is_taken_back(locked: Lab) -> None
 
     assert back.status == 0, f"{back}\n{locked.logs()}"
     assert any("break-glass since" in notice for notice in back.report["notices"])
-    left = [h.name for h in locked.layout.hosts if locked.disk(h.name, f"/etc/consul.d/{FILE}").exists()]
+    left = [
+        h.name for h in locked.layout.hosts if locked.disk(h.name, f"/etc/consul.d/{FILE}").exists()
+    ]
     assert left == []
     verified(locked)
 
@@ -129,15 +131,15 @@ def test_kv_written_under_break_glass_survives_it(locked: Lab) -> None:
     assert locked.run("cold-boot", {"fallback": "break-glass"}).status == 0
     with locked.connections() as connections:
         dc = connections.topology.datacenter(US)
-        with connections.consul(US).client(consul.url(connections, "us-consul-1"), token=token) as api:
+        with connections.consul(US).client(
+            consul.url(connections, "us-consul-1"), token=token
+        ) as api:
             api.put("/v1/kv/written-under-break-glass", content=b"kept")
 
     assert locked.run("cold-boot").status == 0
 
     with locked.connections() as connections:
-        found = consul.operator_get(
-            connections, dc, token, "/v1/kv/written-under-break-glass"
-        )
+        found = consul.operator_get(connections, dc, token, "/v1/kv/written-under-break-glass")
     assert found[0]["Value"] == "a2VwdA=="
 
 
@@ -185,9 +187,7 @@ def test_vault_maintenance_keeps_leaves_valid_throughout(full_lab: Lab) -> None:
             seen.append(0)
 
     for direction, provider in (("begin", "consul"), ("end", "vault")):
-        process = full_lab.start(
-            *full_lab.arguments("vault-maintenance", {"direction": direction})
-        )
+        process = full_lab.start(*full_lab.arguments("vault-maintenance", {"direction": direction}))
         while process.poll() is None:
             ask()
             time.sleep(0.05)

@@ -21,7 +21,7 @@ def test_a_mesh_that_never_ran_comes_up(blank: Lab):
 
     assert_up(blank)
     seen = Outside(blank)
-    assert [2, 2, 1] == [len(seen.held(h)["shares"]) for h in ("ops-a", "ops-b", "ops-c")]
+    assert [len(seen.held(h)["shares"]) for h in ("ops-a", "ops-b", "ops-c")] == [2, 2, 1]
     assert_tokens_in_vault(seen)
     assert all(check["ok"] for check in ran.report["checks"])
 
@@ -71,7 +71,7 @@ def test_a_mesh_comes_back_from_the_dark(dark: Lab, tmp_path: Path):
     log = seen.unsealing("vault-1")
     assert (log.submitted, log.failures, log.opened, log.after) == (3, 0, 1, 0)
     unseals = [c for c in changes.watched.read(calls) if c.what.endswith("/v1/sys/unseal")]
-    assert ["vault vault-1"] * 3 == [c.server for c in unseals]
+    assert [c.server for c in unseals] == ["vault vault-1"] * 3
 
     done = seen.audited("vault-1")[before:]
     assert not any("root" in e["auth"].get("policies", []) for e in done)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from blocks import topology
+from deployments.lab.document import topology as document
 from deployments.lab.layout import PRIMARY, SECONDARY, Layout, Size
-from deployments.lab.layout import topology as document
 
 SIZES: list[Size] = ["small", "full"]
 

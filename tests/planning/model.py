@@ -50,6 +50,7 @@ class World:
     token: str = "stored"
     bare: set[str] = field(default_factory=set)  # agents without their tokens
     ca_on_vault: bool = True
+    clients: set[str] = field(default_factory=set)  # hosts whose agents and all on them run
     gateways: set[str] = field(default_factory=set)
     joined: set[str] = field(default_factory=set)
     services: set[str] = field(default_factory=set)
@@ -67,6 +68,7 @@ class World:
         world.open = set(world.data)
         world.running = {n for d in mesh.datacenters for n in d.consul.servers}
         world.leader = {d.name for d in mesh.datacenters}
+        world.clients = {n for d in mesh.datacenters for n in mesh.client_hosts(d.name)}
         world.gateways = {g.host for d in mesh.datacenters for g in d.gateways}
         world.joined = {d.name for d in mesh.secondaries}
         world.services = {f"{s.name}@{s.host}" for s in mesh.services}
@@ -93,6 +95,7 @@ class World:
         self.open -= hosts
         self.stopped -= hosts
         self.running -= hosts
+        self.clients -= hosts
         self.gateways -= hosts
         self.services = {s for s in self.services if s.rpartition("@")[2] not in hosts}
         self.components -= {c.name for c in self.mesh.components if c.host in hosts}
@@ -188,6 +191,11 @@ class World:
         units = set()
         if host in self.running:
             units.add("consul")
+        if host in self.clients:
+            units.add("consul")
+            for dc in self.mesh.datacenters:
+                units.update(u for g in dc.gateways if g.host == host for u in g.units)
+            units.update(u for s in self.mesh.services if s.host == host for u in s.units)
         if host in self.mesh.vault.nodes and host not in self.stopped:
             units.add("vault")
         return frozenset(units)
@@ -307,8 +315,16 @@ class World:
         assert self.setup
         self.expired = {e for e in self.expired if e[0] not in names}
 
+    def do_clients(self, step, names, options):
+        assert set(names) <= self.on
+        self.clients |= set(names)
+
     def do_consul(self, step, names, options):
         assert set(names) <= self.on
+        if step.datacenter != self.mesh.primary:
+            # A gateway that comes after the servers is dropped by their leader.
+            assert self.mesh.primary in self.leader
+            assert {g.host for d in self.mesh.datacenters for g in d.gateways} <= self.clients
         self.running |= set(names)
         self._settle()
         servers = self.mesh.datacenter(step.datacenter).consul.servers
@@ -353,7 +369,7 @@ class World:
         self.ca_on_vault = True
 
     def do_gateways(self, step, names, options):
-        assert set(names) <= self.on
+        assert set(names) <= self.on & self.clients
         assert not set(names) & self.bare
         assert step.datacenter in self.leader
         self.gateways |= set(names)
@@ -372,7 +388,7 @@ class World:
     def do_services(self, step, names, options):
         for name in names:
             host = name.rpartition("@")[2]
-            assert host in self.on - self.bare
+            assert host in self.on & self.clients - self.bare
             assert step.datacenter in self.leader
         self.services |= set(names)
 

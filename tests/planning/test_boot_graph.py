@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from blocks import boot_graph
+from blocks.boot_addresses import split
 from blocks.errors import BadInput
 from blocks.topology import Mesh, parse
 from tests.planning.meshes import document, mesh
@@ -155,6 +156,21 @@ def test_names_outside_the_domain_are_nobodys():
     doc["dns_domain"] = "corp.example"
     with pytest.raises(BadInput):
         parse(doc)
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("https://Vault.service.consul:8200/v1", ("vault.service.consul", 8200)),
+        ("https://vault.example", ("vault.example", 443)),
+        ("10.1.0.2:8443", ("10.1.0.2", 8443)),
+        ("[2001:db8::1]:8300", ("2001:db8::1", 8300)),
+        ("db.service.consul", ("db.service.consul", 0)),
+        ("", ("", 0)),
+    ],
+)
+def test_addresses_are_taken_apart(address: str, parts: tuple[str, int]):
+    assert split(address) == parts
 
 
 def test_order_refuses_a_graph_with_a_cycle():

@@ -460,6 +460,14 @@ PLANNED: dict[str, tuple[Callable[[], Survey], dict[str, Any], dict[str, str], s
         {"restore": "vault-1..3", "unseal": "vault-1..3"},
         "init",
     ),
+    "a snapshot brings the set-up with it": (
+        lambda: vault(
+            blank(credential="held"), holders=UP.vault.holders, setup="absent", snapshot=SNAPSHOT
+        ),
+        {"fallback": "restore-vault"},
+        {"restore": "vault-1..3", "unseal": "vault-1..3"},
+        "setup",
+    ),
     "break-glass leaves a leader that stands alone": (
         lambda: consul(sealed(), "us-east-1", state="storm", up=frozenset()),
         {"fallback": "break-glass"},
@@ -502,21 +510,22 @@ def test_the_plan_from_the_dark_reads_like_a_colleagues_intention():
         "1 power on eu-consul-1..3 eu-gateway-1 eu-app-1 <- -",
         "2 hold us-consul-1..3 eu-consul-1..3 <- 1",
         "3 unseal vault-1..3 <- 1",
-        "4 start consul us-consul-1..3 <- 2, 3",
-        "5 start gateways us-gateway-1 <- 4",
-        "6 start consul eu-consul-1..3 <- 2, 5",
-        "7 start gateways eu-gateway-1 <- 6",
-        "8 federate eu-west-1 <- 7",
+        "4 start agents us-gateway-1 us-app-1 eu-gateway-1 eu-app-1 <- 1",
+        "5 start consul us-consul-1..3 <- 2, 3",
+        "6 see gateways us-gateway-1 <- 4, 5",
+        "7 start consul eu-consul-1..3 <- 2, 4, 5",
+        "8 see gateways eu-gateway-1 <- 7",
+        "9 federate eu-west-1 <- 6, 8",
         (
-            "9 start services payment-processor@us-app-1 web-portal@us-app-1"
-            " reporting-agent@us-app-1 <- 4"
+            "10 see services payment-processor@us-app-1 web-portal@us-app-1"
+            " reporting-agent@us-app-1 <- 4, 5"
         ),
-        "10 start services payment-processor@eu-app-1 <- 8",
-        "11 start component prefect-db <- 1",
-        "12 start component prefect-server <- 4, 11",
+        "11 see services payment-processor@eu-app-1 <- 9",
+        "12 start component prefect-db <- 1",
+        "13 start component prefect-server <- 5, 12",
         (
-            "13 prove vault us-east-1 eu-west-1 payment-processor web-portal reporting-agent"
-            " <- 9, 10, 12"
+            "14 prove vault us-east-1 eu-west-1 payment-processor web-portal reporting-agent"
+            " <- 10, 11, 13"
         ),
     ]
     assert rows[2]["reason"].startswith("boot lock: CA provider = vault")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -91,7 +92,7 @@ def test_a_host_on_before_the_run_was_up_and_did_not_serve():
 
 def test_who_served_all_along_is_left_out():
     usual = mesh()
-    recorder = Recorder(clock=lambda: 0.0)
+    recorder = Recorder(clock=count().__next__)
     for host, state in opening(usual, healthy(usual, NOW)).items():
         recorder.seen(host, state)
     recorder.seen("us-consul-1", "leader")

@@ -1,0 +1,1 @@
+"""Every call that can go wrong, going wrong: `make matrix`."""
