@@ -154,7 +154,7 @@ class SshPool:
 
     @contextmanager
     def connect(self, host: Host, deadline: float | None = None) -> Iterator[Ssh]:
-        """The connection to `host`, made within `deadline` seconds unless it stands; it is kept."""
+        """The connection to `host`, which answers within `deadline` seconds; it is kept open."""
         ssh = self.on(host)
         ssh.open(deadline)
         yield ssh

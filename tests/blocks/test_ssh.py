@@ -506,6 +506,24 @@ def test_a_frozen_host_costs_no_more_than_the_deadline(machine: Machine, ssh: Ss
     assert ssh.run("echo thawed", mutates=False, deadline=10).text == "thawed"
 
 
+def test_a_kept_connection_is_not_taken_for_a_living_host(machine: Machine, access: HostAccess):
+    with access.pool() as pool:
+        with pool.connect(machine.host()):
+            pass
+        machine.freeze()
+        try:
+            with (
+                within(1.0),
+                pytest.raises(Unreachable),
+                pool.connect(machine.host(), deadline=1.0),
+            ):
+                pass
+        finally:
+            machine.thaw()
+        with pool.connect(machine.host()) as ssh:
+            assert ssh.run("echo thawed", mutates=False, deadline=10).text == "thawed"
+
+
 def test_a_pool_keeps_one_connection_a_host(machine: Machine, access: HostAccess):
     if machine.process is None:
         machine.power_on()

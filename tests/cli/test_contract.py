@@ -93,6 +93,7 @@ def test_with_json_the_last_line_of_stdout_is_the_report(mesh: Command, behaviou
             ["journal", "--last", "x"],
             ["mesh: argument --last: invalid int value: 'x'; see mesh journal --help"],
         ),
+        (["lab", "statu"], ["mesh: statu: unknown command; did you mean status?"]),
         (["validate", "a/b"], ["mesh: a/b: there is no such topology file"]),
     ],
 )  # fmt: skip

@@ -26,7 +26,7 @@ from tests.lab.machine import until
 HEALTHY: set[Path] = set()
 
 
-def booted(lab: Lab, *, mesh: Path | None = None, **options: object) -> Ran:
+def booted(lab: Lab, *, mesh: Path | None = None, **options: Any) -> Ran:
     """Cold-boot a lab, which must end verified; it counts as healthy from then on."""
     ran = ends(boot(lab, mesh=mesh, **options), 0, "verified")
     HEALTHY.add(lab.directory)
@@ -45,7 +45,7 @@ def boot(
     mesh: Path | None = None,
     watch: Path | None = None,
     at: Sequence[dict[str, Any]] = (),
-    **options: object,
+    **options: Any,
 ) -> Ran:
     """
     Cold-boot a lab, by another topology if `mesh` names one.
@@ -60,7 +60,8 @@ def boot(
         return lab.mesh(*words)
     watch.unlink(missing_ok=True)
     module = f"tests.integration.watched {watch}"
-    return lab.mesh(*words, module=module, **{watched.VARIABLE: json.dumps(list(at))})
+    environ: dict[str, Any] = {watched.VARIABLE: json.dumps(list(at))}
+    return lab.mesh(*words, module=module, **environ)
 
 
 def until_sealed(lab: Lab) -> None:

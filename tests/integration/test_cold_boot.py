@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deployments.lab.layout import DATACENTERS, PRIMARY
 from tests.harness.lab import Lab
-from tests.integration import changes
+from tests.integration import changes, watched
 from tests.integration.outside import Outside, assert_up
 
 pytestmark = pytest.mark.integration
@@ -70,7 +71,7 @@ def test_a_mesh_comes_back_from_the_dark(dark: Lab, tmp_path: Path):
     seen = Outside(dark)
     log = seen.unsealing("vault-1")
     assert (log.submitted, log.failures, log.opened, log.after) == (3, 0, 1, 0)
-    unseals = [c for c in changes.watched.read(calls) if c.what.endswith("/v1/sys/unseal")]
+    unseals = [c for c in watched.read(calls) if c.what.endswith("/v1/sys/unseal")]
     assert [c.server for c in unseals] == ["vault vault-1"] * 3
 
     done = seen.audited("vault-1")[before:]
@@ -79,12 +80,12 @@ def test_a_mesh_comes_back_from_the_dark(dark: Lab, tmp_path: Path):
     assert made == []
 
 
-def is_ours(entry: dict) -> bool:
+def is_ours(entry: dict[str, Any]) -> bool:
     """Whether a request is not one that Consul's CA provider makes all the time by itself."""
-    return entry["auth"].get("display_name") != "token-consul-connect-ca"
+    return bool(entry["auth"].get("display_name") != "token-consul-connect-ca")
 
 
-def changes_something(entry: dict) -> bool:
+def changes_something(entry: dict[str, Any]) -> bool:
     request = entry["request"]
     login = request["path"] == "auth/approle/login"
     return request["operation"] in {"create", "update", "delete"} and not login
