@@ -136,17 +136,16 @@ def vault_whole(bench: Bench) -> bool:
 # Consul
 
 
-def await_leader(bench: Bench, datacenter: str) -> None:
+def await_leader(bench: Bench, datacenter: str, *, established: bool = True) -> None:
     """
-    The datacenter's leader has established itself.
+    The datacenter has a leader, and it has established itself.
 
-    `/v1/status/leader` names one some time before: a secondary that is started
-    then finds no CA in the primary, and elects again and again.
+    `/v1/status/leader` names one some time before. A secondary that is started
+    then finds no CA in a new primary, and elects again and again.
     """
-    server = bench.servers(datacenter)[0]
-    with bench.consul(server) as api:
-        path = "/v1/catalog/nodes?consistent"
-        bench.until(f"leader of {datacenter}", lambda: api.get(path).is_success)
+    path = "/v1/catalog/nodes?consistent" if established else "/v1/status/leader"
+    with bench.consul(bench.servers(datacenter)[0]) as api:
+        bench.until(f"leader of {datacenter}", lambda: ok(api.get(path)) != "")
     bench.mark(f"{datacenter} leader")
 
 
@@ -259,7 +258,7 @@ def prove(bench: Bench) -> None:
             f"{dc} autopilot": partial(_healthy, api),
             f"{dc} leaf": partial(_leaf, api),
             f"{dc} -> {other}": partial(_get, api, f"/v1/catalog/nodes?dc={other}"),
-            f"{dc} members and ACL mode": partial(_members, bench, dc),
+            f"{dc} members and ACLs": partial(_members, bench, dc),
         }
     for port, status in ((9191, 200), (9192, 200), (9193, 403)):
         proofs[f"upstream {port} answers {status}"] = partial(_upstream, bench, port, status)
@@ -294,17 +293,17 @@ def _leaf(api: httpx.Client) -> bool:
 
 def _members(bench: Bench, datacenter: str) -> bool:
     """
-    Every server sees every server of both datacenters alive and past legacy ACL mode.
+    Every server has left legacy ACL mode and sees all servers of both datacenters alive.
 
-    Consul 1.8 starts in legacy mode each time; a secondary replicates nothing
-    while its leader believes that the primary is still in it.
+    Consul 1.8 starts in legacy mode each time, and one that is still in it
+    answers every question about ACLs with an error.
     """
     wanted = {f"{h.name}.{h.datacenter}" for h in bench.layout.with_role("consul-server")}
     for server in bench.servers(datacenter):
         with bench.consul(server, bench.kept["management"]) as api:
-            found = ok(api.get("/v1/agent/members?wan=1"))
-        ready = {m["Name"] for m in found if m["Status"] == 1 and m["Tags"].get("acls") == "1"}
-        if not wanted <= ready:
+            ok(api.get("/v1/acl/token/self"))
+            members = ok(api.get("/v1/agent/members?wan=1"))
+        if not wanted <= {m["Name"] for m in members if m["Status"] == 1}:
             return False
     return True
 

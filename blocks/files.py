@@ -25,7 +25,7 @@ def read_secret(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise BadInput(f"{path}: {reason(error)}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         state = os.fstat(descriptor)
         mode = stat.S_IMODE(state.st_mode)
         if not stat.S_ISREG(state.st_mode):
@@ -34,10 +34,13 @@ def read_secret(path: Path) -> bytes | None:
             raise BadInput(f"{path}: mode {mode:04o}, must be 0400 or 0600")
         if state.st_uid != os.geteuid():
             raise BadInput(f"{path}: belongs to uid {state.st_uid}, must be {os.geteuid()}")
-        try:
+        # Not before: a folder can be opened, but not as a file.
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read()
-        except OSError as error:
-            raise BadInput(f"{path}: {reason(error)}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: {reason(error)}") from None
+    finally:
+        os.close(descriptor)
 
 
 def write_secret(path: Path, data: bytes) -> None:

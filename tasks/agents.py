@@ -44,11 +44,6 @@ def equip(
     )
     secrets = dict(zip(needed, made, strict=True))
 
-    if datacenter.name != mesh.primary and set(names) - set(datacenter.consul.servers):
-        # A client agent that is given a token its servers do not know yet keeps the
-        # refusal for `acl.token_ttl`, 30 seconds.
-        federation.await_replication(connections, primary, datacenter, management)
-
     def hand(host: str) -> None:
         if host not in datacenter.consul.servers:
             hosts.start(connections, mesh.host(host), [datacenter.consul.unit])
@@ -56,7 +51,14 @@ def equip(
         tokens = {kind: secrets[name] for kind, name in wanted[host].items()}
         consul_acl.hand_tokens(connections, host, tokens, management)
 
-    fan_out(hand, names)
+    # Servers first: nothing is replicated before they have the token for it.
+    clients = [n for n in names if n not in datacenter.consul.servers]
+    fan_out(hand, [n for n in names if n not in clients])
+    if clients and datacenter.name != mesh.primary:
+        # A client agent that is given a token its servers do not know yet keeps the
+        # refusal for `acl.token_ttl`, 30 seconds.
+        federation.await_replication(connections, primary, datacenter, management)
+    fan_out(hand, clients)
 
 
 def _roles_of(mesh: Mesh, datacenter: Datacenter, host: str) -> dict[str, str]:

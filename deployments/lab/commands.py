@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -108,11 +109,11 @@ def _up(args: argparse.Namespace) -> int:
     if not args.wait:
         return DONE
     print("  Ctrl-C takes it down", flush=True)
-    for which in (signal.SIGTERM, signal.SIGHUP):
+    for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(which, signal.default_int_handler)
     try:
         while state.holder(lab.directory) is not None:
-            signal.sigtimedwait([signal.SIGINT], 1.0)
+            time.sleep(0.5)
     except KeyboardInterrupt:
         pass
     lifecycle.down()

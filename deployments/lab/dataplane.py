@@ -29,9 +29,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from deployments.lab import envoy_files
+from deployments.lab import envoy_gateway, envoy_sidecar
 from deployments.lab.agent_watch import Agent, Watch
-from deployments.lab.envoy_files import Address, Intention, Resource, Target, Upstream
+from deployments.lab.envoy_files import Address, Resource, bootstrap, document
+from deployments.lab.envoy_sidecar import Intention, Target, Upstream
 
 Resources = dict[str, list[Resource]]
 _PR_SET_PDEATHSIG = 1
@@ -76,7 +77,7 @@ def gateway(config: dict[str, Any], watches: Watches) -> Resources:
     remotes |= {dc: at for dc, at in federated.items() if dc != config["datacenter"] and at}
     names = watches.value("/v1/catalog/services", _meshed) or ()
     instances = {name: watches.instances(name) for name in names}
-    return envoy_files.gateway(
+    return envoy_gateway.gateway(
         {name: tuple(at) for name, at in config["listen"].items()},
         servers | found,
         config["datacenter"],
@@ -95,12 +96,12 @@ def sidecar(config: dict[str, Any], watches: Watches) -> Resources:
     path = f"/v1/connect/intentions/match?by=destination&name={service}"
     intentions = watches.value(path, lambda answer: _intentions(answer, service))
     upstreams = [_upstream(config, u, watches) for u in config["upstreams"]]
-    made: Resources = envoy_files.secrets(leaf, roots) | {"lds": [], "cds": []}
+    made: Resources = envoy_sidecar.secrets(leaf, roots) | {"lds": [], "cds": []}
     if not (trust_domain and leaf and intentions is not None):
         return made
-    parts = [envoy_files.outbound(u, trust_domain, directory) for u in upstreams]
+    parts = [envoy_sidecar.outbound(u, trust_domain, directory) for u in upstreams]
     parts.append(
-        envoy_files.inbound(
+        envoy_sidecar.inbound(
             tuple(config["listen"]),
             tuple(config["application"]),
             intentions,
@@ -202,7 +203,7 @@ class Envoy:
         self._written: dict[str, str] = {}
         shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir(mode=0o700, parents=True)
-        start = envoy_files.bootstrap(
+        start = bootstrap(
             config["node"], config["name"], tuple(config["admin"]), str(self._directory)
         )
         self._replace("bootstrap", json.dumps(start))
@@ -224,9 +225,7 @@ class Envoy:
             text = json.dumps(resources[kind])
             if self._written.get(kind) != text:
                 version = hashlib.sha256(text.encode()).hexdigest()[:16]
-                self._replace(
-                    kind, json.dumps(envoy_files.document(kind, resources[kind], version))
-                )
+                self._replace(kind, json.dumps(document(kind, resources[kind], version)))
                 self._written[kind] = text
                 changed.append(kind)
         return changed

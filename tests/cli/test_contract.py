@@ -131,7 +131,7 @@ def test_bad_input_gives_a_report_as_well_where_one_was_asked_for(mesh: Command)
     assert report["problem"]["details"] == ["cold-bot: unknown runbook; did you mean cold-boot?"]
 
 
-@pytest.mark.parametrize("behaviour", ["leak", "defect", "defect-early"])
+@pytest.mark.parametrize("behaviour", ["leak", "leak-text", "defect", "defect-early"])
 def test_no_secret_of_a_foreign_error_is_told(mesh: Command, behaviour: str):
     ran = mesh("run", "sample", "--mesh", "acme.yaml", "--set", f"behaviour={behaviour}")
 

@@ -88,8 +88,9 @@ def day_zero(lab: Lab) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         for aside in lab.disk(host.name, "/opt").glob("vault.*"):
             shutil.rmtree(aside)
-    for file in (lab.directory / "holders").glob("*.key"):
-        file.unlink()
+    holders = lab.directory / "holders"
+    shutil.rmtree(holders, ignore_errors=True)
+    holders.mkdir(mode=0o700)
     delete_secret(lab)
 
 

@@ -81,7 +81,7 @@ def assert_nothing_built(lab: Lab) -> None:
     seen = Outside(lab)
     status = seen.seal_status("vault-1")
     assert (status["initialized"], status["sealed"], status["progress"]) == (True, True, 0)
-    assert seen.audited("vault-1") == []
+    assert {e["request"]["path"] for e in seen.audited("vault-1")} <= {"sys/audit/test"}  # its own
     running = {unit for (_, unit), pid in seen.pids().items() if pid is not None}
     assert not running - {"vault", "sshd", "consul"}
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -181,6 +182,21 @@ def test_the_commands_tell_what_they_did(place: Path, capsys: pytest.CaptureFixt
     assert json.loads(said("status", "--json")) == {"running": False, "directory": str(place)}
     assert "disks as they were left" in said("up")
     assert "disks are wiped" in said("down", "--wipe")
+
+
+def test_a_lab_that_is_waited_for_goes_down_on_ctrl_c(place: Path):
+    command = [sys.executable, "-m", "deployments.lab", "up", "--wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        until(lambda: "Ctrl-C" in waiting.stdout.readline(), "up", deadline=60.0)  # type: ignore[union-attr]
+        lab = state.read(place)
+        assert lab is not None
+
+        waiting.send_signal(signal.SIGINT)
+
+        assert waiting.wait(20) == 0
+        assert waiting.stdout.read() == "lab is down\n"
+    assert _marked(lab.id) == []
 
 
 def test_mesh_and_credentials_are_written_for_the_runbooks(shared: Lab):

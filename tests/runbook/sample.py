@@ -33,6 +33,8 @@ Behaviour = Literal[
     "cleanup",
     "stubborn",
     "leak",
+    "leak-text",
+    "leak-retry",
 ]
 
 TOUCHED: list[str] = []  # the world this runbook changes
@@ -57,13 +59,16 @@ def look(name: str) -> None:
         pass
 
 
-@step("leak")
-def leak() -> None:
-    """Fail as a client library might: with a secret in the error, and in its cause."""
+@step("leak {how}")
+def leak(how: str) -> None:
+    """Fail as a client library might: with a secret in the error's text, or in its cause."""
     try:
         raise RuntimeError(f"PUT /v1/x token={CANARY}")
     except RuntimeError as cause:
-        raise Invalid("the server rejects it", where="vault vault-1", remedy="mend it") from cause
+        if how == "leak-text":
+            raise
+        kind = Transient if how == "leak-retry" else Invalid
+        raise kind("the server rejects it", where="vault vault-1", remedy="mend it") from cause
 
 
 def _touched(host: str, stage: Stage) -> None:
@@ -163,9 +168,9 @@ def sample(
             error = Invalid("the reply to init was lost")
             error.safe_to_rerun = False
             raise error
-        case "leak":
+        case "leak" | "leak-text" | "leak-retry":
             with run.stage("leak", step=2):
-                leak()
+                leak(behaviour)
         case "defect":
             with run.stage("defect", step=2):
                 raise KeyError(CANARY)

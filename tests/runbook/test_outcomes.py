@@ -128,7 +128,7 @@ def test_an_error_may_forbid_the_rerun(acme: str):
     assert not problem.safe_to_rerun
 
 
-@pytest.mark.parametrize("behaviour", ["leak", "defect", "defect-early"])
+@pytest.mark.parametrize("behaviour", ["leak", "leak-text", "defect", "defect-early"])
 def test_no_text_of_a_foreign_error_gets_out(acme: str, state: Path, behaviour: str):
     report = run(acme, behaviour)
 
