@@ -111,12 +111,15 @@ class Bench:
         command = [sys.executable, "-m", "benchmarks.bare_boot", "balancer"]
         command += ["--size", self.layout.size, "--network", self.layout.network]
         command += ["--directory", str(self.layout.directory)]
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | processes.environment(self.layout.id, "balancer"),
-            start_new_session=True,
-        )
+        with (self.layout.directory / "balancer.log").open("ab") as log:
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | processes.environment(self.layout.id, "balancer"),
+                start_new_session=True,
+            )
 
     def cut(self) -> int:
         """SIGKILL to every process of it until none is left; how many there were."""

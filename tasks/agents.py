@@ -62,13 +62,18 @@ def equip(
 
 
 def _roles_of(mesh: Mesh, datacenter: Datacenter, host: str) -> dict[str, str]:
-    """The role of each kind of token that an agent carries."""
-    roles = {"agent": f"agent-{host}"}
+    """
+    The role of each kind of token that an agent carries, in the order they are handed out.
+
+    Last is the one that `consul_acl.needs_tokens` sees in use: a run that is
+    killed in between must leave an agent that still shows what it lacks.
+    """
+    agent = {"agent": f"agent-{host}"}
     if host not in datacenter.consul.servers:
-        roles["default"] = f"default-{host}"
-    elif datacenter.name != mesh.primary:
-        roles["replication"] = f"replication-{datacenter.name}"
-    return roles
+        return agent | {"default": f"default-{host}"}
+    if datacenter.name != mesh.primary:
+        return {"replication": f"replication-{datacenter.name}"} | agent
+    return agent
 
 
 def equip_bare_servers(

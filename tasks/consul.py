@@ -233,6 +233,39 @@ def autopilot_healthy(
     return True, f"{len(healthy)} healthy voters, failure tolerance {tolerance}{beside}"
 
 
+@step("ACLs on every server of {datacenter.name}")
+def await_acls(
+    connections: Connections, datacenter: Datacenter, token: SecretStr, *, deadline: float = 180.0
+) -> str:
+    """
+    Wait until every server resolves a token by itself; how many there are.
+
+    One in legacy ACL mode answers 500 while leader, KV and leaves look fine.
+
+    Raises:
+        NotConverged: not within `deadline` seconds.
+    """
+    block = connections.consul(datacenter.name)
+
+    def resolves(host: str) -> bool:
+        with block.client(url(connections, host), token=token, dc="", deadline=5.0) as api:
+            return bool(api.get("/v1/acl/token/self").json(dict).get("AccessorID"))
+
+    def all_resolve() -> bool:
+        return all(fan_out(resolves, datacenter.consul.servers))
+
+    wait_until(
+        all_resolve,
+        "every server to resolve a token",
+        deadline=deadline,
+        where=datacenter.name,
+        stage="consul",
+        every=0.3,
+        remedy="restart the server that answers `legacy mode`",
+    )
+    return f"{len(datacenter.consul.servers)} servers resolve a token"
+
+
 def reaches(
     connections: Connections, source: Datacenter, target: Datacenter, token: SecretStr
 ) -> str:

@@ -352,7 +352,7 @@ def hand_tokens(
     deadline: float = 60.0,
 ) -> None:
     """
-    Give an agent its tokens (`agent`, `default`, `replication`) over its own API.
+    Give an agent its tokens (`agent`, `default`, `replication`) over its own API, in their order.
 
     They survive restarts by `enable_token_persistence`. The agent never gives a
     token back, so that they are used is proven elsewhere: by what it registers.

@@ -122,10 +122,14 @@ def await_replication(
     secondary: Datacenter,
     token: SecretStr,
     *,
-    deadline: float = 60.0,
+    deadline: float = 180.0,
 ) -> str:
     """
     Wait until ACL replication to a secondary has caught up; where it stands.
+
+    A secondary whose leader began before it saw that the primary's servers have
+    left legacy ACL mode looks again only with the next full exchange of gossip,
+    60 to 100 s later (seen on 1.8.7); hence the deadline.
 
     Raises:
         NotConverged: not within `deadline` seconds.

@@ -35,6 +35,7 @@ def proofs(connections: Connections, token: SecretStr, vault_token: SecretStr) -
     for dc in mesh.datacenters:
         checks[f"{dc.name} quorum"] = partial(_quorum, connections, dc)
         checks[f"{dc.name} autopilot"] = partial(_autopilot, connections, dc, token)
+        checks[f"{dc.name} ACLs"] = partial(_acls, connections, dc, token)
         checks[f"{dc.name} leaf signed"] = partial(_leaf, connections, dc, token)
         for other in mesh.datacenters:
             if other is not dc:
@@ -76,6 +77,10 @@ def _autopilot(connections: Connections, dc: Datacenter, token: SecretStr) -> Ve
         remedy="look at the log of the server it names",
     )
     return True, detail
+
+
+def _acls(connections: Connections, dc: Datacenter, token: SecretStr) -> Verdict:
+    return True, consul.await_acls(connections, dc, token)
 
 
 def _leaf(connections: Connections, dc: Datacenter, token: SecretStr) -> Verdict:

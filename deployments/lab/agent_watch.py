@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 WAIT_SECONDS = 50
-_PAUSE_AFTER_ERROR = 0.25
+_PAUSE_UNREACHABLE = 0.25  # a connection refused costs nobody anything
+_PAUSE_REFUSED = 0.5
 _PAUSE_BETWEEN = 0.02  # bounds the rate of an index that moves all the time
 _PAUSE_WITHOUT_INDEX = 0.5  # Consul 1.8 answers a match of intentions without one: no blocking
 
@@ -86,7 +87,8 @@ class Watch(threading.Thread):
                 self._say(f"{type(error).__name__}: {error}")
                 if connection:
                     connection.close()
-                connection, self._index, pause = None, 0, _PAUSE_AFTER_ERROR
+                connection, self._index = None, 0
+                pause = _PAUSE_UNREACHABLE if isinstance(error, OSError) else _PAUSE_REFUSED
             self._stopped.wait(pause)
 
     def _ask(self, connection: http.client.HTTPSConnection) -> None:

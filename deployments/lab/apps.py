@@ -41,13 +41,13 @@ class Handler(BaseHTTPRequestHandler):
         """Say that it is well, or who it is."""
         health = self.path == "/health"
         body = b'{"status": "ok"}' if health else self.server.answer
+        if not health:
+            self._record(200, len(body))  # first, so that who has the answer finds the line
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-        if not health:
-            self._record(200, len(body))
 
     def do_POST(self) -> None:
         """Take what is sent and answer as to a GET."""

@@ -30,16 +30,17 @@ DATA_DIR = "/opt/consul"
 # `retransmit_mult` times in all to so few members, by default 4 times among 6 servers. Then a
 # server can miss that another's ACLs are ready, and the secondary's leader stays in legacy ACL
 # mode, without replication, until the next full exchange: 55 s and more after a power cut.
+# A new leader waits until it has told its own change as often, hence the short interval.
+_TELLING = {"gossip_interval": "20ms", "retransmit_mult": 20}
 _GOSSIP_LAN = {
-    "gossip_interval": "100ms",
+    **_TELLING,
     "probe_interval": "300ms",
     "probe_timeout": "150ms",
     "suspicion_mult": 3,
-    "retransmit_mult": 20,
 }
-# Across the WAN nothing is hurried: until a new secondary's gateway is registered the primary's
-# answers do not get there, and a server that is taken for failed is asked again after 30 s only.
-_GOSSIP_WAN = {"gossip_interval": "200ms", "retransmit_mult": 20}
+# Across the WAN nobody is taken for failed in a hurry: until a new secondary's gateway is
+# registered the primary's answers do not get there, and who failed is asked again after 30 s only.
+_GOSSIP_WAN = _TELLING
 
 
 def files(layout: Layout, host: LabHost, gossip_key: str) -> dict[str, dict[str, Any]]:

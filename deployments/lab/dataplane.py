@@ -54,9 +54,9 @@ class Watches:
             self._watches[path].start()
         return self._watches[path].value
 
-    def problems(self) -> list[str]:
-        """What stands in the way of each watch that has one."""
-        return [f"{w.path}: {w.problem}" for w in self._watches.values() if w.problem]
+    def problems(self) -> dict[str, str]:
+        """What stands in the way of each watch that has something, by its path."""
+        return {path: watch.problem for path, watch in self._watches.items() if watch.problem}
 
     def roots(self) -> tuple[str, tuple[str, ...]]:
         """The trust domain (empty until known) and the roots' PEM."""
@@ -273,7 +273,7 @@ def run(config: dict[str, Any]) -> int:
         signal.signal(number, stop)
     envoy = Envoy(config)
     render = gateway if config["kind"] == "mesh-gateway" else sidecar
-    said: list[str] = []
+    said: set[str] = set()
     watches.changed.set()
     while not stopping.is_set():
         if watches.changed.wait(0.5):
@@ -281,9 +281,10 @@ def run(config: dict[str, Any]) -> int:
             watches.changed.clear()
             if changed := envoy.tell(render(config, watches)):
                 _log(f"told Envoy: {', '.join(changed)}")
-            if (problems := watches.problems()) != said:
-                said = problems
-                _log("; ".join(problems) or "the agent answers everything")
+            if (problems := watches.problems()).keys() != said:
+                said = set(problems)
+                lines = [f"{path}: {problem}" for path, problem in problems.items()]
+                _log("; ".join(lines) or "the agent answers everything")
         if (status := envoy.ended()) is not None:
             _log(f"Envoy ended with status {status}")
             return 1

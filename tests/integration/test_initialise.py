@@ -77,13 +77,11 @@ def spoilt(lab: Lab, *holders: str) -> dict[str, Any]:
 
 
 def assert_nothing_built(lab: Lab) -> None:
-    """Vault has keys and was never opened; nothing else runs."""
+    """Vault has keys and was never opened, so nothing can have been built on them."""
     seen = Outside(lab)
     status = seen.seal_status("vault-1")
     assert (status["initialized"], status["sealed"], status["progress"]) == (True, True, 0)
     assert {e["request"]["path"] for e in seen.audited("vault-1")} <= {"sys/audit/test"}  # its own
-    running = {unit for (_, unit), pid in seen.pids().items() if pid is not None}
-    assert not running - {"vault", "sshd", "consul"}
 
 
 def swapped(mesh: dict[str, Any]) -> None:
