@@ -54,6 +54,7 @@ def day0(bench: Bench) -> None:
     bench.start(bench.servers(PRIMARY))
     steps.await_leader(bench, PRIMARY)
     steps.bootstrap_acls(bench)
+    steps.await_acls(bench, PRIMARY)
     bench.start(bench.servers(SECONDARY))
     bench.start([h.name for h in bench.layout.with_role("app")])
     # The secondary's servers want their token before they elect: what their leader
@@ -92,6 +93,7 @@ def restart(bench: Bench) -> None:
     bench.start(bench.servers(PRIMARY))
     # Its CA is in its log already: the secondary may come while it establishes itself.
     steps.await_leader(bench, PRIMARY, established=False)
+    steps.await_acls(bench, PRIMARY)
     bench.start(bench.servers(SECONDARY))
     bench.start([h.name for h in bench.layout.with_role("app")])
     steps.await_leader(bench, SECONDARY)

@@ -149,6 +149,24 @@ def await_leader(bench: Bench, datacenter: str, *, established: bool = True) -> 
     bench.mark(f"{datacenter} leader")
 
 
+def await_acls(bench: Bench, datacenter: str) -> None:
+    """
+    Every server of a datacenter knows that all of them have left legacy ACL mode.
+
+    A secondary's leader that hears otherwise stays in that mode itself, and
+    asks again at growing intervals of up to 30 s.
+    """
+    wanted = {f"{server}.{datacenter}" for server in bench.servers(datacenter)}
+
+    def known(server: str) -> bool:
+        with bench.consul(server, bench.kept["management"]) as api:
+            members = ok(api.get("/v1/agent/members?wan=1"))
+        return wanted <= {m["Name"] for m in members if m["Tags"].get("acls") == "1"}
+
+    bench.until("ACLs", lambda: all(known(server) for server in bench.servers(datacenter)))
+    bench.mark(f"{datacenter} ACLs")
+
+
 def bootstrap_acls(bench: Bench) -> None:
     """The management token, kept at once, then a token for each agent."""
     server = bench.servers(PRIMARY)[0]

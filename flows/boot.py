@@ -194,6 +194,8 @@ class Boot:
         if snapshot is None:
             raise Refused("the snapshot is gone", where="vault", remedy="run it again")
         restore(self.connections, snapshot)
+        # Its data is back: a later look of this run finds a Vault to be unsealed.
+        self.options = replace(self.options, fallback="wait")
 
     def _listening(self, host: str) -> vault.Node:
         return vault.await_listening(self.connections, host, deadline=self.options.vault_deadline)
@@ -247,6 +249,7 @@ class Boot:
             vault_setup.set_up(self.connections, root)
             vault_setup.ensure_ca_token(self.connections, root)
             vault_init.revoke_forgotten(self.connections, root)
+        vault_setup.finish(self.connections, self.vault_token())
 
     def _revoke_initial(self) -> None:
         if self._initial_root is None:
@@ -291,6 +294,8 @@ class Boot:
     def _consul(self, step: PlannedStep) -> None:
         dc = self.mesh.datacenter(step.datacenter)
         unit = dc.consul.unit
+        if dc.name != self.mesh.primary:
+            consul.await_acl_mode(self.connections, self.primary, self.management())
         fan_out(
             lambda h: hosts.start(self.connections, self.mesh.host(h), [unit]),
             step.targets,

@@ -178,6 +178,7 @@ class Run:
                 error=f"{len(found)} reasons stand against it",
                 details=[*lines, *details],
                 do="; ".join(remedies),
+                bad_input=all(p.bad_input for p in found),
             )
         )
 
@@ -240,5 +241,9 @@ def _as_problem(reason: Reason) -> Problem:
             return reason
         case Refusal():
             return Problem(
-                error=reason.error, where=reason.where, do=reason.do, details=list(reason.details)
+                error=reason.error,
+                where=reason.where,
+                do=reason.do,
+                details=list(reason.details),
+                bad_input=reason.bad_input,
             )

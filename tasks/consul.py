@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import SecretStr
 
-from blocks.errors import MeshError, NoLeader, Transient, Unreachable
+from blocks.errors import MeshError, NoLeader, NotConverged, Transient, Unreachable
 from blocks.topology import Datacenter
 from tasks import record, stopping
 from tasks.step import fan_out, step
@@ -264,6 +264,42 @@ def await_acls(
         remedy="restart the server that answers `legacy mode`",
     )
     return f"{len(datacenter.consul.servers)} servers resolve a token"
+
+
+@step("ACL mode of {datacenter.name}")
+def await_acl_mode(
+    connections: Connections, datacenter: Datacenter, token: SecretStr, *, deadline: float = 20.0
+) -> bool:
+    """
+    Wait until every server knows that all of them have left legacy ACL mode.
+
+    A secondary whose leader stands before that stays in legacy mode itself and
+    looks again after up to 100 s (seen on 1.8.7). Newer servers have no such
+    mode and no such tag. Not an error if it does not come: replication is
+    proven later; whether it came.
+    """
+    block = connections.consul(datacenter.name)
+    wanted = {f"{name}.{datacenter.name}" for name in datacenter.consul.servers}
+
+    def known(host: str) -> bool:
+        with block.client(url(connections, host), token=token, dc="", deadline=5.0) as api:
+            if block.version(api).number >= (1, 11, 0):
+                return True
+            members = api.get("/v1/agent/members", params={"wan": "1"}).json(list)
+        upgraded = {m["Name"] for m in members if (m.get("Tags") or {}).get("acls") == "1"}
+        return wanted <= upgraded
+
+    try:
+        wait_until(
+            lambda: all(fan_out(known, datacenter.consul.servers)),
+            "its servers to leave legacy ACL mode",
+            deadline=deadline,
+            where=datacenter.name,
+            stage="consul",
+        )
+    except NotConverged:
+        return False
+    return True
 
 
 def reaches(

@@ -63,7 +63,9 @@ def look(connections: Connections, host: str, *, deadline: float = 3.0) -> Node:
     try:
         with connections.vault().node(host, deadline=deadline) as api:
             health = api.get("/v1/sys/health", answers=tuple(_HEALTH))
-            state = _HEALTH[health.status]
+            state = _HEALTH.get(health.status)
+            if state is None:
+                raise BadAnswer(f"health answered {health.status}, which no node does", where=host)
             if state in {"active", "standby"}:
                 return Node(host, state)
             return _sealed(api, host, state)

@@ -86,6 +86,7 @@ def set_up(connections: Connections, root: SecretStr) -> None:
     mesh = connections.topology
     host = vault.await_active(connections)
     with connections.vault().node(host, token=root) as api:
+        _mark(api, mesh, "pending")
         _mounts(api, mesh)
         for name, rules in ((RUNBOOK_POLICY, runbook_policy(mesh)), (CA_POLICY, ca_policy(mesh))):
             _policy(api, name, rules)
@@ -215,7 +216,7 @@ def setup_state(api: Api, mesh: Mesh) -> Literal["partial", "done"]:
     """
     Whether the declared set-up is complete, as the runbooks' own credential sees it.
 
-    Consul's CA token is the last thing the set-up makes.
+    `finish` says so, with the secret of Consul's CA token.
     """
     have = set(api.get("/v1/sys/mounts").json(dict).get("data") or {})
     if not {f"{path.strip('/')}/" for path in _wanted_mounts(mesh)} <= have:
@@ -289,9 +290,28 @@ def ensure_ca_token(connections: Connections, root: SecretStr) -> None:
             record.current().change(
                 "vault", "orphan periodic token for Consul's CA created", after=accessor
             )
-        wanted = {"token": found["token"], "accessor": accessor, "state": "live"}
+        wanted = {"token": found["token"], "accessor": accessor, "state": "pending"}
         if found != wanted:
             write_secret(api, mesh, CA_TOKEN_PATH, wanted, version)
+
+
+@step("set-up of vault complete")
+def finish(connections: Connections, vault_token: SecretStr) -> None:
+    """
+    Note that the set-up is complete, by the runbooks' own credential.
+
+    Only once the root token is revoked: nobody looks again for one that a
+    killed run left behind in a set-up that counts as complete (B11).
+    """
+    host = vault.await_active(connections)
+    with connections.vault().node(host, token=vault_token) as api:
+        _mark(api, connections.topology, "live")
+
+
+def _mark(api: Api, mesh: Mesh, state: Literal["pending", "live"]) -> None:
+    found, version = read_secret(api, mesh, CA_TOKEN_PATH)
+    if found and found.get("state") != state:
+        write_secret(api, mesh, CA_TOKEN_PATH, {**found, "state": state}, version)
 
 
 def ca_token(connections: Connections, vault_token: SecretStr) -> SecretStr:

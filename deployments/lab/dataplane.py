@@ -2,9 +2,9 @@
 The program of the units `mesh-gateway` and `<service>-sidecar`.
 
 It keeps an Envoy as its child, asks the host's own Consul agent what Envoy is
-to do, and writes that as file-based xDS: `consul connect envoy` would do the
-same, but Consul 1.8 speaks only the xDS v2 that Envoy gave up. A gateway routes
-servers from its configuration at once, so that federation waits for no agent.
+to do, and tells it by xDS. `consul connect envoy` would do the same, but Consul
+1.8 speaks only the xDS v2 that Envoy gave up. A gateway routes servers from its
+configuration at once, so that federation waits for no agent.
 When Envoy ends, so does this program, and the unit's `Restart=` decides.
 
     python -m deployments.lab.dataplane CONFIG.json
@@ -15,7 +15,6 @@ Standard library only: several of these run on every machine that runs a lab.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import shutil
@@ -31,10 +30,13 @@ from typing import Any
 
 from deployments.lab import envoy_gateway, envoy_sidecar
 from deployments.lab.agent_watch import Agent, Watch
-from deployments.lab.envoy_files import Address, Resource, bootstrap, document
+from deployments.lab.envoy_resources import Address, bootstrap
 from deployments.lab.envoy_sidecar import Intention, Target, Upstream
+from deployments.lab.xds import Resources, Xds
 
-Resources = dict[str, list[Resource]]
+_SOCKET = "xds.sock"
+_OPTIONS = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warn")
+_LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _GATHER_SECONDS = 0.02  # answers come in bunches; Envoy is told once
 
@@ -90,7 +92,7 @@ def gateway(config: dict[str, Any], watches: Watches) -> Resources:
 
 def sidecar(config: dict[str, Any], watches: Watches) -> Resources:
     """The service's identity, who may call it, and what it calls; nothing before its leaf is there."""
-    service, directory = config["service"], config["directory"]
+    service = config["service"]
     trust_domain, roots = watches.roots()
     leaf = watches.value(f"/v1/agent/connect/ca/leaf/{service}", _leaf)
     path = f"/v1/connect/intentions/match?by=destination&name={service}"
@@ -99,14 +101,13 @@ def sidecar(config: dict[str, Any], watches: Watches) -> Resources:
     made: Resources = envoy_sidecar.secrets(leaf, roots) | {"lds": [], "cds": []}
     if not (trust_domain and leaf and intentions is not None):
         return made
-    parts = [envoy_sidecar.outbound(u, trust_domain, directory) for u in upstreams]
+    parts = [envoy_sidecar.outbound(u, trust_domain) for u in upstreams]
     parts.append(
         envoy_sidecar.inbound(
             tuple(config["listen"]),
             tuple(config["application"]),
             intentions,
             trust_domain,
-            directory,
             access_log=config["access_log"],
         )
     )
@@ -196,39 +197,24 @@ def _resolved(answer: Any) -> tuple[tuple[str, str], ...]:
 
 
 class Envoy:
-    """Envoy as a child, told by files in one directory that nobody else may read."""
+    """Envoy as a child, told what to do at a socket in a directory that nobody else may enter."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self._directory = Path(config["directory"])
-        self._written: dict[str, str] = {}
-        shutil.rmtree(self._directory, ignore_errors=True)
-        self._directory.mkdir(mode=0o700, parents=True)
-        start = bootstrap(
-            config["node"], config["name"], tuple(config["admin"]), str(self._directory)
-        )
-        self._replace("bootstrap", json.dumps(start))
-        self.tell({kind: [] for kind in ("lds", "cds")})
-        arguments = ["-c", str(self._directory / "bootstrap.json"), "--disable-hot-restart"]
-        arguments += ["--concurrency", "1", "--log-level", "warn"]
+        directory = Path(config["directory"])
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(mode=0o700, parents=True)
+        self._xds = Xds(directory / _SOCKET)
+        self.tell = self._xds.tell
+        self.tell({"lds": [], "cds": []})
+        start = bootstrap(config["node"], config["name"], tuple(config["admin"]), _SOCKET)
+        (directory / "bootstrap.json").write_text(json.dumps(start))
         self._process = subprocess.Popen(
-            [config["envoy"], *arguments],
+            [config["envoy"], "-c", "bootstrap.json", *_OPTIONS],
+            cwd=directory,
             stdin=subprocess.DEVNULL,
             preexec_fn=_die_with_parent,  # noqa: PLW1509, no thread runs yet
         )
-
-    def tell(self, resources: Resources) -> list[str]:
-        """Bring the files up to date, what others refer to first; which ones changed."""
-        changed: list[str] = []
-        for kind in ("roots", "leaf", "cds", "lds"):
-            if kind not in resources:
-                continue
-            text = json.dumps(resources[kind])
-            if self._written.get(kind) != text:
-                version = hashlib.sha256(text.encode()).hexdigest()[:16]
-                self._replace(kind, json.dumps(document(kind, resources[kind], version)))
-                self._written[kind] = text
-                changed.append(kind)
-        return changed
+        self._xds.start()
 
     def ended(self) -> int | None:
         """Its exit status once it has ended."""
@@ -243,15 +229,9 @@ class Envoy:
             self._process.kill()
             self._process.wait()
 
-    def _replace(self, name: str, text: str) -> None:
-        new = self._directory / f".{name}.new"
-        new.touch(mode=0o600)
-        new.write_text(text)
-        new.replace(self._directory / f"{name}.json")
-
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _log(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from deployments.lab.envoy_files import (
+from deployments.lab.envoy_resources import (
     FILTERS,
     Address,
     Resource,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.lab.envoy_files import (
+from deployments.lab.envoy_resources import (
     FILTERS,
     Address,
     Resource,
@@ -17,7 +17,7 @@ from deployments.lab.envoy_files import (
     socket_of,
     spiffe_id,
     typed,
-    xds_file,
+    xds_source,
 )
 
 
@@ -71,7 +71,6 @@ def inbound(
     application: Address,
     intentions: Iterable[Intention],
     trust_domain: str,
-    directory: str,
     *,
     allow_by_default: bool = False,
     access_log: str = "",
@@ -106,7 +105,7 @@ def inbound(
                     "tls",
                     tls,
                     require_client_certificate=True,
-                    common_tls_context=_tls_context(directory),
+                    common_tls_context=_tls_context(),
                 ),
             }
         ],
@@ -114,14 +113,14 @@ def inbound(
     return {"lds": [listener], "cds": [plain_cluster("application", [application])]}
 
 
-def outbound(upstream: Upstream, trust_domain: str, directory: str) -> dict[str, list[Resource]]:
+def outbound(upstream: Upstream, trust_domain: str) -> dict[str, list[Resource]]:
     """
     What the sidecar's own application dials to reach another service.
 
     The targets are tried in order: the next one answers while the health
     checks of those before it fail.
     """
-    members = [_target_cluster(t, trust_domain, directory) for t in upstream.targets]
+    members = [_target_cluster(t, trust_domain) for t in upstream.targets]
     name = f"{upstream.service}:{upstream.listen[1]}"
     prefix = f"{upstream.listen[1]}/"
     for member in members:
@@ -146,14 +145,14 @@ def outbound(upstream: Upstream, trust_domain: str, directory: str) -> dict[str,
     return {"lds": [listener], "cds": [*members, aggregate]}
 
 
-def _target_cluster(target: Target, trust_domain: str, directory: str) -> Resource:
+def _target_cluster(target: Target, trust_domain: str) -> Resource:
     identity = spiffe_id(target.service, target.datacenter, trust_domain)
     return plain_cluster(target.cluster, target.endpoints, connect_timeout="0.5s") | {
         "transport_socket": typed(
             "tls",
             "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
             sni=sni(target.service, target.datacenter, trust_domain),
-            common_tls_context=_tls_context(directory, identity),
+            common_tls_context=_tls_context(identity),
         ),
         "health_checks": [
             {
@@ -224,21 +223,21 @@ def _route(cluster: str, **action: Any) -> Resource:
     return {"match": {"prefix": "/"}, "route": {"cluster": cluster, **action}}
 
 
-def _tls_context(directory: str, identity: str = "") -> Resource:
+def _tls_context(identity: str = "") -> Resource:
     context: Resource = {
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
-        "tls_certificate_sds_secret_configs": [_secret(directory, "leaf")],
+        "tls_certificate_sds_secret_configs": [_secret("leaf")],
     }
     if not identity:
-        return context | {"validation_context_sds_secret_config": _secret(directory, "roots")}
+        return context | {"validation_context_sds_secret_config": _secret("roots")}
     matcher = {"san_type": "URI", "matcher": {"exact": identity}}
     return context | {
         "combined_validation_context": {
             "default_validation_context": {"match_typed_subject_alt_names": [matcher]},
-            "validation_context_sds_secret_config": _secret(directory, "roots"),
+            "validation_context_sds_secret_config": _secret("roots"),
         }
     }
 
 
-def _secret(directory: str, kind: str) -> Resource:
-    return {"name": kind, "sds_config": xds_file(directory, kind)}
+def _secret(kind: str) -> Resource:
+    return {"name": kind, "sds_config": xds_source()}

@@ -31,6 +31,7 @@ def host_refusals(mesh: Mesh, survey: Survey, touched: Collection[str]) -> Itera
                 + (f": {error}" if error else ""),
                 f"make the {dc.cloud.kind} API reachable from here, or turn the machines on by hand",
                 dc.name,
+                bad_input=True,
             )
         for name, host in seen.items():
             if host.ssh == "refused" and name in touched:

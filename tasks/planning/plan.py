@@ -73,6 +73,7 @@ class Refusal:
     do: str
     where: str = ""
     details: tuple[str, ...] = ()
+    bad_input: bool = False  # what the operator gave is wrong: a credential, an address
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.error}" if self.where else self.error

@@ -43,7 +43,7 @@ def consul(boot: Boot, dc: Datacenter) -> None:
     if dc.name != boot.mesh.primary:
         # A secondary whose leader stands before the primary's does waits up to half a
         # minute in back-offs; the gateways need only listen.
-        waits += [*boot.consul_up(boot.mesh.primary), "bootstrap", "ca"]
+        waits += [*boot.consul_up(boot.mesh.primary), "setup", "bootstrap", "ca"]
         waits += [f"tokens:{boot.mesh.primary}"]
         waits += [f"clients:{d.name}" for d in boot.mesh.datacenters]
     if seen.connect == "off":
@@ -199,6 +199,9 @@ def gateways(boot: Boot, dc: Datacenter) -> None:
             *boot.on(targets),
             f"clients:{dc.name}",
             *boot.vault_up,
+            # Without it there is no credential to see a gateway with: a set-up that was
+            # cut short leaves the clients up, and nothing else that waits for it planned.
+            "setup",
             *boot.consul_up(dc.name),
             f"tokens:{dc.name}",
             "ca",
@@ -232,6 +235,7 @@ def federate(boot: Boot, dc: Datacenter) -> None:
             *boot.consul_up(dc.name),
             *boot.consul_up(boot.mesh.primary),
             *boot.vault_up,
+            "setup",
             f"gateways:{boot.mesh.primary}",
             f"gateways:{dc.name}",
             f"tokens:{dc.name}",

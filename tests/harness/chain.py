@@ -38,8 +38,10 @@ class Chain:
 
     def run(self, options: Options | None = None, *, timeout: float = 300.0) -> Ran:
         """One more run; what has gone wrong in this chain does not again."""
-        module = f"tests.harness.inject {self.kind}:{self.folder} --"
-        ran = self.lab.run(self.runbook, options, module=module, timeout=timeout)
+        words = self.lab.arguments(self.runbook, options)
+        ran = self.lab.forked(
+            "tests.harness.inject", f"{self.kind}:{self.folder}", "--", *words, timeout=timeout
+        )
         self.ran.append(ran)
         return ran
 
@@ -81,7 +83,7 @@ class Chain:
         options: Options | None = None,
         *,
         after_refusal: Decide = never,
-        most: int = 12,
+        most: int = 40,
         timeout: float = 300.0,
     ) -> Ran:
         """
@@ -127,7 +129,13 @@ class Chain:
         """The runs so far and where each was hit, for a failure's message."""
         hits = [e.identity for e in inject.read(self.folder / inject.DONE)]
         lines = [f"{len(self.ran)} runs, hit at:", *(f"  {this}" for this in hits[-12:])]
-        return "\n".join([*lines, *(str(ran) for ran in self.ran[-3:])])
+        for ran in self.ran[-3:]:
+            lines.append(str(ran))
+            lines += [
+                f"  {row['step']:2} {row['action']} {row['targets']} (after {row['waits_for']})"
+                for row in ran.report.get("plan", [])
+            ]
+        return "\n".join(lines)
 
     def summary(self) -> str:
         """One line of figures."""

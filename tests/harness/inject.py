@@ -34,6 +34,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -196,6 +198,23 @@ def _announce_files() -> None:
     setattr(keys, "write_secret", announced)  # noqa: B010 - a name of that module's own
 
 
+def _one_at_a_time() -> None:
+    """
+    Let mutating calls leave one after the other.
+
+    Of several under way at once all would be carried out when the first is
+    crashed at, and the states between them never be seen.
+    """
+    turn, announce = threading.RLock(), calls.call
+
+    @contextmanager
+    def queued(server: str, what: str, *, mutates: bool) -> Iterator[None]:
+        with turn if mutates else nullcontext(), announce(server, what, mutates=mutates):
+            yield
+
+    calls.call = queued
+
+
 def _answer_statuses(injector: Injector) -> None:
     exchange = http.Api.exchange
 
@@ -217,6 +236,8 @@ def main(words: list[str]) -> int:
     engine.do_without_prefect()  # before any block is imported, as `mesh run` does
     injector = Injector(kind, Path(folder))  # type: ignore[arg-type]
     _announce_files()
+    if kind == "crash":
+        _one_at_a_time()
     if kind in STATUSES:
         _answer_statuses(injector)
     calls.observe(injector)

@@ -21,7 +21,7 @@ def _nothing_is_known() -> None:
 def healthy(small_lab: Lab) -> Lab:
     """The small lab, up and verified."""
     if small_lab.directory not in changes.HEALTHY:
-        changes.booted(small_lab, initialise=True)
+        small_lab.boot()
     changes.HEALTHY.discard(small_lab.directory)
     return small_lab
 

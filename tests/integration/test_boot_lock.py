@@ -38,7 +38,8 @@ def locked(full_lab: Lab) -> Iterator[Lab]:
         mesh = connections.topology
         servers = mesh.datacenter(US).consul.servers
         fan_out(lambda h: hosts.start(connections, mesh.host(h), ["consul"]), servers)
-        assert {n.state for n in vault.look_at_all(connections)} == {"sealed"}
+        nodes = fan_out(lambda h: vault.await_listening(connections, h), mesh.vault.nodes)
+        assert {n.state for n in nodes} == {"sealed"}
         _await_storm(full_lab, servers)
     yield full_lab
     full_lab.boot()

@@ -23,6 +23,7 @@ from deployments.lab import dataplane, disks
 from deployments.lab.agent_watch import Agent, Watch
 from deployments.lab.layout import Layout
 from deployments.lab.pki import Authority, Names
+from deployments.lab.xds import Resources, Xds
 from tests.lab.machine import free_network
 
 T = TypeVar("T")
@@ -94,7 +95,7 @@ SIDECAR = {
 }
 
 
-def targets(made: dataplane.Resources) -> list[tuple[str, list[str]]]:
+def targets(made: Resources) -> list[tuple[str, list[str]]]:
     """Each target cluster of the upstream, in order, with its endpoints' addresses."""
     (aggregate,) = (c for c in made["cds"] if c["name"] == "pay:9191")
     order = aggregate["cluster_type"]["typed_config"]["clusters"]
@@ -173,7 +174,7 @@ GATEWAY = {
 }
 
 
-def routes(made: dataplane.Resources) -> dict[str, list[str]]:
+def routes(made: Resources) -> dict[str, list[str]]:
     """The endpoints' addresses of every cluster."""
     return {
         c["name"]: [
@@ -406,10 +407,88 @@ def test_the_program_ends_well_when_told_to(layout: Layout):
 
 
 @pytest.mark.integration
-def test_nobody_else_may_read_a_sidecar_s_key(layout: Layout):
+def test_nobody_else_may_ask_for_a_sidecar_s_key_and_it_is_on_no_disk(layout: Layout):
     with running(layout, "us-app-1", "web-portal-sidecar"):
         folder = layout.root("us-app-1") / "run/mesh/web-portal-sidecar"
-        until((folder / "leaf.json").exists)
+        until((folder / "bootstrap.json").exists)
 
         assert folder.stat().st_mode & 0o777 == 0o700
-        assert {0o600} == {f.stat().st_mode & 0o777 for f in folder.glob("*.json")}
+        assert {f.name for f in folder.iterdir()} == {"bootstrap.json", "xds.sock"}
+
+
+@pytest.mark.integration
+def test_envoy_takes_no_inotify_instance(layout: Layout):
+    """Many machines give a user 128 for everything; Envoy aborts when there is none left."""
+    host = layout.host("us-gateway-1")
+    with running(layout, host.name, "mesh-gateway") as program:
+        until(lambda: accepts((host.address, 8443)), 20)
+        (envoy,) = children(program.pid)
+        opened = [str(fd.readlink()) for fd in Path(f"/proc/{envoy}/fd").iterdir()]
+
+        assert "socket:" in "".join(opened)
+        assert "anon_inode:inotify" not in opened
+
+
+# What Envoy is told
+
+
+@pytest.fixture
+def xds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Xds]:
+    """One below a path that is too long for a socket's, and the test beside it."""
+    deep = tmp_path / ("a" * 60) / ("b" * 60)
+    deep.mkdir(parents=True)
+    xds = Xds(deep / "xds.sock")
+    xds.start()
+    monkeypatch.chdir(deep)
+    yield xds
+    xds.shutdown()
+    xds.server_close()
+
+
+def ask(path: str, known: str = "", name: str = "") -> Any:
+    """What Envoy is answered, None for a 304."""
+    body = json.dumps({"version_info": known, "resource_names": [name]})
+    head = f"POST {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect("xds.sock")
+        client.sendall((head + body).encode())
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    found = answer.partition(b"\r\n\r\n")[2]
+    return json.loads(found) if found else None
+
+
+LISTENERS = "/v3/discovery:listeners"
+
+
+def test_envoy_is_told_at_once_what_it_does_not_know(xds: Xds):
+    xds.tell({"lds": [{"name": "a"}], "leaf": [{"name": "leaf"}]})
+
+    (listener,) = ask(LISTENERS)["resources"]
+    assert listener["name"] == "a"
+    assert listener["@type"].endswith("Listener")
+    (leaf,) = ask("/v3/discovery:secrets", name="leaf")["resources"]
+    assert leaf["name"] == "leaf"
+
+
+def test_envoy_waits_for_news_and_is_told_the_moment_there_is(xds: Xds):
+    xds.tell({"lds": [{"name": "a"}], "cds": []})
+    known = ask(LISTENERS)["version_info"]
+    later: list[Any] = []
+    asking = threading.Thread(target=lambda: later.append(ask(LISTENERS, known)), daemon=True)
+    asking.start()
+    time.sleep(0.1)
+
+    assert xds.tell({"lds": [{"name": "a"}], "cds": [{"name": "c"}]}) == ["cds"]
+    time.sleep(0.1)
+    assert not later
+    assert xds.tell({"lds": [{"name": "b"}]}) == ["lds"]
+    asking.join(5)
+    assert [r["name"] for r in later[0]["resources"]] == ["b"]
+
+
+def test_envoy_is_told_that_nothing_is_new(xds: Xds, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("deployments.lab.xds.HOLD_SECONDS", 0.1)
+    xds.tell({"lds": []})
+
+    assert ask(LISTENERS, ask(LISTENERS)["version_info"]) is None

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from deployments.lab import binaries
-from deployments.lab.envoy_files import Resource, bootstrap, spiffe_id
 from deployments.lab.envoy_gateway import gateway
+from deployments.lab.envoy_resources import Resource, bootstrap, spiffe_id
 from deployments.lab.envoy_sidecar import (
     Intention,
     Target,
@@ -33,7 +33,6 @@ def rules_of(intentions: list[Intention], *, allow_by_default: bool = False) -> 
         ("127.0.0.1", 8080),
         intentions,
         TRUST,
-        "/run/x",
         allow_by_default=allow_by_default,
     )
     manager = made["lds"][0]["filter_chains"][0]["filters"][0]["typed_config"]
@@ -116,7 +115,7 @@ def test_upstreams_of_one_service_do_not_share_clusters():
 
     def clusters(port: int) -> set[str]:
         targets = (Target("web", HERE, ()), Target("web", THERE, (("127.0.0.1", 8443),)))
-        made = outbound(Upstream("web", ("127.0.0.1", port), targets), TRUST, "/run/x")
+        made = outbound(Upstream("web", ("127.0.0.1", port), targets), TRUST)
         return {c["name"] for c in made["cds"]}
 
     assert not clusters(9191) & clusters(9192)
@@ -125,7 +124,7 @@ def test_upstreams_of_one_service_do_not_share_clusters():
 def test_a_caller_that_is_denied_is_answered_and_not_failed_over():
     """A sidecar's 403 counts as living: elsewhere the same intention would deny as well."""
     target = Target("web", HERE, (("127.0.0.1", 20000),))
-    cluster = outbound(Upstream("web", ("127.0.0.1", 9191), (target,)), TRUST, "/run/x")["cds"][0]
+    cluster = outbound(Upstream("web", ("127.0.0.1", 9191), (target,)), TRUST)["cds"][0]
     statuses = cluster["health_checks"][0]["http_health_check"]["expected_statuses"]
 
     assert {"start": 403, "end": 404} in statuses
@@ -161,20 +160,15 @@ def test_envoy_itself_accepts_every_resource(tmp_path: Path):
             ("127.0.0.5", 8080),
             [Intention("web", allow=True), Intention("*", allow=False)],
             TRUST,
-            directory,
             access_log=f"{directory}/access.log",
         ),
-        outbound(Upstream("pay", ("127.0.0.5", 9191), targets), TRUST, directory),
-        outbound(Upstream("pay", ("127.0.0.5", 9192), targets[1:]), TRUST, directory),
+        outbound(Upstream("pay", ("127.0.0.5", 9191), targets), TRUST),
+        outbound(Upstream("pay", ("127.0.0.5", 9192), targets[1:]), TRUST),
     ]
-    config = bootstrap("node", "cluster", ("127.0.0.1", 19000), directory)
+    config = bootstrap("node", "cluster", ("127.0.0.1", 19000), f"{directory}/xds.sock")
     del config["dynamic_resources"]
-    for name in ("leaf", "roots"):
-        (tmp_path / f"{name}.json").write_text('{"resources": []}')
-    config["static_resources"] = {
-        "listeners": [r for part in parts for r in part["lds"]],
-        "clusters": [r for part in parts for r in part["cds"]],
-    }
+    config["static_resources"]["listeners"] = [r for part in parts for r in part["lds"]]
+    config["static_resources"]["clusters"] += [r for part in parts for r in part["cds"]]
     (tmp_path / "envoy.json").write_text(json.dumps(config))
 
     done = subprocess.run(

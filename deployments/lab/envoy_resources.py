@@ -1,5 +1,5 @@
 """
-Envoy's resources, as file-based xDS takes them: what gateways and sidecars share.
+Envoy's resources, as xDS takes them: what gateways and sidecars share.
 
 Consul 1.8 speaks xDS v2 only, which Envoy gave up, so the lab renders these
 itself from what the local agent answers. Names are those of Consul: a service
@@ -18,6 +18,8 @@ Address = tuple[str, int]
 
 _TYPE = "type.googleapis.com/"
 FILTERS = "envoy.extensions.filters"
+XDS_CLUSTER = "dataplane"
+HOLD_SECONDS = 50  # how long a request may wait for something new
 TYPES = {
     "lds": f"{_TYPE}envoy.config.listener.v3.Listener",
     "cds": f"{_TYPE}envoy.config.cluster.v3.Cluster",
@@ -36,23 +38,31 @@ def spiffe_id(service: str, datacenter: str, trust_domain: str) -> str:
     return f"spiffe://{trust_domain}/ns/default/dc/{datacenter}/svc/{service}"
 
 
-def document(kind: str, resources: Iterable[Resource], version: str) -> Resource:
-    """One file of file-based xDS."""
-    return {
-        "version_info": version,
-        "resources": [{"@type": TYPES[kind], **resource} for resource in resources],
-    }
-
-
-def bootstrap(node: str, cluster: str, admin: Address, directory: str) -> Resource:
-    """What Envoy starts with: everything else comes from files below `directory`."""
+def bootstrap(node: str, cluster: str, admin: Address, socket: str) -> Resource:
+    """What Envoy starts with: everything else it asks for at a Unix socket."""
     return {
         "node": {"id": node, "cluster": cluster},
         "admin": {"address": socket_of(admin)},
-        "dynamic_resources": {
-            "lds_config": xds_file(directory, "lds"),
-            "cds_config": xds_file(directory, "cds"),
+        "static_resources": {
+            "clusters": [
+                {
+                    "name": XDS_CLUSTER,
+                    "type": "STATIC",
+                    "connect_timeout": "1s",
+                    "load_assignment": {
+                        "cluster_name": XDS_CLUSTER,
+                        "endpoints": [
+                            {
+                                "lb_endpoints": [
+                                    {"endpoint": {"address": {"pipe": {"path": socket}}}}
+                                ]
+                            }
+                        ],
+                    },
+                }
+            ]
         },
+        "dynamic_resources": {"lds_config": xds_source(), "cds_config": xds_source()},
     }
 
 
@@ -68,10 +78,18 @@ def plain_cluster(name: str, endpoints: Iterable[Address], connect_timeout: str 
     }
 
 
-def xds_file(directory: str, kind: str) -> Resource:
-    """Where Envoy reads one kind of resource, again after each atomic replacement."""
-    source = {"path": f"{directory}/{kind}.json", "watched_directory": {"path": directory}}
-    return {"path_config_source": source, "resource_api_version": "V3"}
+def xds_source() -> Resource:
+    """Where Envoy asks for its resources; it asks again as soon as it is answered."""
+    return {
+        "api_config_source": {
+            "api_type": "REST",
+            "transport_api_version": "V3",
+            "cluster_names": [XDS_CLUSTER],
+            "refresh_delay": "0.02s",
+            "request_timeout": f"{HOLD_SECONDS + 10}s",
+        },
+        "resource_api_version": "V3",
+    }
 
 
 def access_log_to(path: str, line: str) -> list[Resource]:
