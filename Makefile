@@ -52,7 +52,7 @@ demo: setup  ## Cold-boot a mesh on this machine from nothing, twice (KEEP=1 lea
 test: check  ## Run all checks and tests, integration included
 	@$(BIN)/pytest -m "not matrix and not exhaustive"
 
-matrix: setup  ## Run the crash and fault matrices
+matrix: setup  ## Run the boot lock and its ways out, minutes each
 	@$(BIN)/pytest -m matrix
 
 exhaustive: setup  ## Kill and fault at every call, in chains; not all proven yet (see CHANGELOG)

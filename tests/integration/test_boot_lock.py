@@ -24,7 +24,7 @@ from tasks.step import fan_out
 from tests.harness.lab import Lab
 from tests.integration.look import consistent, leaf_in, management_token, verified
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.matrix, pytest.mark.timeout(600)]
 
 US, EU = "us-east-1", "eu-west-1"
 
