@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -352,15 +351,13 @@ class Boot:
 
     def _gateways(self, step: PlannedStep) -> None:
         dc = self.mesh.datacenter(step.datacenter)
-        with self._agents_of(dc, [g.host for g in dc.gateways if g.host in step.targets]) as names:
-            units = {g.host: g.units for g in dc.gateways}
-            fan_out(lambda h: hosts.start(self.connections, self.mesh.host(h), units[h]), names)
+        self._bring_up(dc, {g.host: g.units for g in dc.gateways if g.host in step.targets})
         federation.await_gateways(self.connections, dc, self.management())
 
-    @contextmanager
-    def _agents_of(self, dc: Datacenter, names: list[str]) -> Iterator[list[str]]:
-        """Start what the body starts, then see that the agents there carry their tokens."""
-        yield names
+    def _bring_up(self, dc: Datacenter, units: dict[str, list[str]]) -> None:
+        """Start these units on each host, then see that the agents there carry their tokens."""
+        names = list(units)
+        fan_out(lambda h: hosts.start(self.connections, self.mesh.host(h), units[h]), names)
         agents.equip_clients(
             self.connections,
             dc,
@@ -394,16 +391,10 @@ class Boot:
     def _services(self, step: PlannedStep) -> None:
         dc = self.mesh.datacenter(step.datacenter)
         mine = [s for s in self.mesh.services if f"{s.name}@{s.host}" in step.targets]
-        names = list(dict.fromkeys(s.host for s in mine))
-        with self._agents_of(dc, names):
-            fan_out(
-                lambda h: hosts.start(
-                    self.connections,
-                    self.mesh.host(h),
-                    [dc.consul.unit, *(u for s in mine if s.host == h for u in s.units)],
-                ),
-                names,
-            )
+        units: dict[str, list[str]] = {}
+        for service in mine:
+            units.setdefault(service.host, [dc.consul.unit]).extend(service.units)
+        self._bring_up(dc, units)
         fan_out(
             lambda s: services.await_registered(self.connections, dc, s, self.management()), mine
         )

@@ -59,12 +59,6 @@ def machines(connections: Connections, datacenter: Datacenter) -> dict[str, Mach
     return {n: found.get(n, Machine(n, "missing", "")) for n in names.values()}
 
 
-@step("power of {datacenter.name}")
-def power_of(connections: Connections, datacenter: Datacenter) -> dict[str, Machine]:
-    """`machines`, as a step of its own."""
-    return machines(connections, datacenter)
-
-
 @step("power on in {datacenter.name}")
 def power_on(
     connections: Connections, datacenter: Datacenter, hosts: list[Host], *, deadline: float = 120.0
