@@ -36,6 +36,7 @@ from deployments.lab.layout import AWS_PORT, MESH, PRIMARY, LabHost, Layout
 from deployments.lab.power import Cut, HostFailed, Power
 
 BOOT_SECONDS = 0.3
+HALT_SECONDS = 0.3
 IMAGE = "ami-0000000000000001a"
 CODES = {
     "pending": 0,
@@ -169,6 +170,7 @@ class Aws:
     def _halt(self, instance: Any, host: LabHost | None, end: str) -> None:
         if host:
             self._power.off([host.name])
+        time.sleep(HALT_SECONDS)
         with self._lock:
             if instance.state in {"stopping", "shutting-down"}:
                 user = "Client.UserInitiatedShutdown"

@@ -186,6 +186,7 @@ class Terminal(io.StringIO):
 def test_on_a_terminal_a_stage_is_rewritten_in_place(acme: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     stream = Terminal()
     execute(
         sample, mesh=acme, options={"behaviour": "hang", "seconds": 0.6},
@@ -198,3 +199,13 @@ def test_on_a_terminal_a_stage_is_rewritten_in_place(acme: str, monkeypatch: pyt
     assert "waits for a-1: an answer that never comes (0 s, gives up in" in plain
     assert "\x1b[1;32macme is done and verified in" in text
     assert text.rstrip().endswith(".md")
+
+
+def test_without_colour_where_none_is_wanted(acme: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    execute(sample, mesh=acme, onlookers=[Display(stream)])
+
+    assert "acme is done and verified in" in stream.getvalue()
+    assert not re.search(r"\x1b\[[0-9;]*3\dm", stream.getvalue())
