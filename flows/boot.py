@@ -343,11 +343,21 @@ class Boot:
             vault_token=self.vault_token(),
         )
 
-    def _ca(self, _: PlannedStep) -> None:
-        token = vault_setup.ca_token(self.connections, self.vault_token())
-        connect_ca.ensure_on_vault(self.connections, self.primary, self.management(), token)
-        connect_ca.follow_latest_issuer(self.connections, self.primary, self.vault_token())
-        connect_ca.await_leaf(self.connections, self.primary, self.management())
+    _agents = _tokens
+
+    def _ca(self, step: PlannedStep) -> None:
+        dc, token = self.mesh.datacenter(step.datacenter), self.management()
+        if dc is not self.primary:
+            # The primary signs its intermediate for whoever has the replication token.
+            federation.await_reach(self.connections, dc, self.primary, token)
+            federation.await_replication(self.connections, self.primary, dc, token)
+        self._put_on_vault(dc)
+
+    def _put_on_vault(self, dc: Datacenter) -> None:
+        ca_token = vault_setup.ca_token(self.connections, self.vault_token())
+        connect_ca.ensure_on_vault(self.connections, dc, self.management(), ca_token)
+        connect_ca.follow_latest_issuer(self.connections, dc, self.vault_token())
+        connect_ca.await_leaf(self.connections, dc, self.management())
 
     def _gateways(self, step: PlannedStep) -> None:
         dc = self.mesh.datacenter(step.datacenter)
@@ -371,11 +381,10 @@ class Boot:
         dc, token = self.mesh.datacenter(name), self.management()
         federation.await_reach(self.connections, dc, self.primary, token)
         federation.await_replication(self.connections, self.primary, dc, token)
-        if self.seen.datacenter(self.mesh.primary).ca != "builtin":
-            ca_token = vault_setup.ca_token(self.connections, self.vault_token())
-            connect_ca.ensure_on_vault(self.connections, dc, token, ca_token)
-            connect_ca.follow_latest_issuer(self.connections, dc, self.vault_token())
-        connect_ca.await_leaf(self.connections, dc, token)
+        if self.seen.datacenter(self.mesh.primary).ca == "builtin":
+            connect_ca.await_leaf(self.connections, dc, token)
+        else:
+            self._put_on_vault(dc)
         federation.await_reach(self.connections, self.primary, dc, token)
 
     # Services.

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from pydantic import SecretStr
 
 from blocks.errors import BadAnswer, Invalid, MeshError, NotConverged, Transient
+from blocks.http import Api
 from blocks.topology import Datacenter, Mesh
 from tasks import consul, record, vault
 from tasks.step import step
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from blocks.mesh import Connections
 
 CaState = Literal["ok", "failing", "builtin", "off"]
+Issuer = Literal["unknown", "follows", "fixed"]
 CONFIGURATION = "/v1/connect/ca/configuration"
 
 
@@ -129,18 +131,34 @@ def follow_latest_issuer(
     mount = datacenter.consul.intermediate_pki_path.strip("/")
     host = vault.await_active(connections)
     with connections.vault().node(host, token=vault_token) as api:
-        answer = api.get(f"/v1/{mount}/config/issuers", answers=(400, 405))
-        if answer.status != 200:
-            return False  # a Vault before 1.11, or no issuer yet
-        data = answer.json(dict).get("data") or {}
-        if data.get("default_follows_latest_issuer") or not data.get("default"):
+        fixed = _fixed_issuer(api, mount)
+        if fixed is None:
             return False
         api.post(
             f"/v1/{mount}/config/issuers",
-            json={"default": data["default"], "default_follows_latest_issuer": True},
+            json={"default": fixed, "default_follows_latest_issuer": True},
         )
     record.current().change("vault", f"newest issuer at {mount} signs", before="the first one")
     return True
+
+
+def _fixed_issuer(api: Api, mount: str) -> str | None:
+    answer = api.get(f"/v1/{mount}/config/issuers", answers=(400, 404, 405))
+    if answer.status != 200:
+        return None  # a Vault before 1.11, no issuer yet, or no mount
+    data = answer.json(dict).get("data") or {}
+    return None if data.get("default_follows_latest_issuer") else data.get("default") or None
+
+
+def issuer(connections: Connections, datacenter: Datacenter, vault_token: SecretStr) -> Issuer:
+    """Whether a renewed intermediate of a datacenter would be the one that signs; never an error."""
+    mount = datacenter.consul.intermediate_pki_path.strip("/")
+    try:
+        host = vault.await_active(connections)
+        with connections.vault().node(host, token=vault_token, deadline=5.0) as api:
+            return "fixed" if _fixed_issuer(api, mount) else "follows"
+    except MeshError:
+        return "unknown"
 
 
 @step("connect CA of {datacenter.name} built in")

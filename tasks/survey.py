@@ -314,6 +314,7 @@ def _consul(
     return seen.ConsulSeen(
         **common,
         ca=ca.state,
+        issuer=connect_ca.issuer(connections, dc, access.vault) if access.vault else "unknown",
         acl="bootstrapped",
         gateways={
             g.host: _true(lambda g=g: federation.gateway_registered(connections, dc, g, token))  # type: ignore[misc]

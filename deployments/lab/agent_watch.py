@@ -17,6 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 WAIT_SECONDS = 50
+# Nothing may mean that ACLs hid it: a query that was asked before the agent had its token is
+# answered as an anonymous one with the newest index, and would block on that until its end.
+_WAIT_FOR_FIRST = 1
 _PAUSE_UNREACHABLE = 0.25  # a connection refused costs nobody anything
 _PAUSE_REFUSED = 0.5
 _PAUSE_BETWEEN = 0.02  # bounds the rate of an index that moves all the time
@@ -92,7 +95,8 @@ class Watch(threading.Thread):
             self._stopped.wait(pause)
 
     def _ask(self, connection: http.client.HTTPSConnection) -> None:
-        query = f"index={self._index}&wait={WAIT_SECONDS}s" if self._index else ""
+        wait = WAIT_SECONDS if self.value else _WAIT_FOR_FIRST
+        query = f"index={self._index}&wait={wait}s" if self._index else ""
         mark = "&" if "?" in self.path else "?"
         connection.request("GET", self.path + (mark + query if query else ""))
         answer = connection.getresponse()

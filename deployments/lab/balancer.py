@@ -31,6 +31,8 @@ class Balancer:
         self._known_until = 0.0
         self._checking = asyncio.Lock()
         self._server: asyncio.Server | None = None
+        # The loop holds its tasks weakly: one that only waits could be collected.
+        self._open: set[asyncio.Task[None] | None] = set()
 
     async def start(self) -> None:
         """Accept connections."""
@@ -42,6 +44,16 @@ class Balancer:
             self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._open.add(task)
+        try:
+            await self._pass_through(reader, writer)
+        finally:
+            self._open.discard(task)
+
+    async def _pass_through(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         for node in await self._by_preference():
             try:
                 upstream, to_upstream = await asyncio.wait_for(

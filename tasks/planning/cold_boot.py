@@ -83,7 +83,8 @@ def _write(boot: Boot) -> Draft:
     if not boot.broken:
         steps_consul.bootstrap(boot)
         steps_consul.tokens(boot, boot.primary)
-        steps_consul.connect_ca(boot)
+        steps_consul.connect_ca(boot, boot.primary)
+        steps_consul.agents(boot, boot.primary)
         steps_consul.gateways(boot, boot.primary)
     # Stage by stage, so that datacenters alike stand together in the plan.
     for dc in boot.mesh.secondaries:
@@ -91,6 +92,10 @@ def _write(boot: Boot) -> Draft:
     if not boot.broken:
         for dc in boot.mesh.secondaries:
             steps_consul.tokens(boot, dc)
+        for dc in boot.mesh.secondaries:
+            steps_consul.connect_ca(boot, dc)
+        for dc in boot.mesh.secondaries:
+            steps_consul.agents(boot, dc)
         for dc in boot.mesh.secondaries:
             steps_consul.gateways(boot, dc)
         for dc in boot.mesh.secondaries:

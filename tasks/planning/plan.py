@@ -23,6 +23,7 @@ Stage = Literal[
     "bootstrap",
     "tokens",
     "ca",
+    "agents",
     "gateways",
     "secondary",
     "services",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from blocks.topology import Datacenter
 from tasks.planning.draft import Boot
 from tasks.planning.survey import ConsulSeen
@@ -43,7 +45,8 @@ def consul(boot: Boot, dc: Datacenter) -> None:
     if dc.name != boot.mesh.primary:
         # A secondary whose leader stands before the primary's does waits up to half a
         # minute in back-offs; the gateways need only listen.
-        waits += [*boot.consul_up(boot.mesh.primary), "setup", "bootstrap", "ca"]
+        waits += [*boot.consul_up(boot.mesh.primary), "setup", "bootstrap"]
+        waits += [f"ca:{boot.mesh.primary}"]
         waits += [f"tokens:{boot.mesh.primary}"]
         waits += [f"clients:{d.name}" for d in boot.mesh.datacenters]
     if seen.connect == "off":
@@ -127,12 +130,8 @@ def bootstrap(boot: Boot) -> None:
 
 
 def tokens(boot: Boot, dc: Datacenter) -> None:
-    """Give agents their tokens where they lack them."""
-    seen = boot.survey.datacenter(dc.name)
-    everyone = [*dc.consul.servers, *boot.mesh.client_hosts(dc.name)]
-    targets = (
-        everyone if "bootstrap" in boot.draft else [n for n in everyone if n in seen.untokened]
-    )
+    """Give servers their tokens where they lack them."""
+    targets = _untokened(boot, dc, dc.consul.servers)
     waits = [
         *boot.consul_up(dc.name),
         *boot.on(targets),
@@ -147,40 +146,83 @@ def tokens(boot: Boot, dc: Datacenter) -> None:
         "tokens",
         "give tokens to",
         targets,
-        "each agent its own, stored in Vault first",
+        "each server its own, stored in Vault first",
         waits,
         datacenter=dc.name,
-        expected=not seen.untokened,
+        expected="bootstrap" in boot.draft,
         hosts=targets,
     )
 
 
-def connect_ca(boot: Boot) -> None:
-    """Put the Connect CA on Vault where it is not."""
-    seen = boot.survey.datacenter(boot.mesh.primary)
+def agents(boot: Boot, dc: Datacenter) -> None:
+    """
+    Give client agents their tokens where they lack them, once the CA is on Vault.
+
+    An agent asks for its leaves as soon as it has a token, and keeps one of
+    Consul's built-in CA, which other datacenters do not trust, up to a minute.
+    """
+    targets = _untokened(boot, dc, boot.mesh.client_hosts(dc.name))
+    boot.draft.add(
+        f"agents:{dc.name}",
+        "agents",
+        "give tokens to",
+        targets,
+        "each agent its own, once the CA whose leaves it will ask for is on Vault",
+        [
+            *boot.consul_up(dc.name),
+            *boot.on(targets),
+            *boot.vault_up,
+            "setup",
+            "bootstrap",
+            f"clients:{dc.name}",
+            f"tokens:{dc.name}",
+            f"ca:{dc.name}",
+            # Tokens are made in the primary, and reach a secondary by replication.
+            *([f"gateways:{boot.mesh.primary}"] if dc.name != boot.mesh.primary else []),
+        ],
+        datacenter=dc.name,
+        expected="bootstrap" in boot.draft,
+        hosts=targets,
+    )
+
+
+def _untokened(boot: Boot, dc: Datacenter, names: Iterable[str]) -> list[str]:
+    fresh, bare = "bootstrap" in boot.draft, boot.survey.datacenter(dc.name).untokened
+    return [n for n in names if fresh or n in bare]
+
+
+def connect_ca(boot: Boot, dc: Datacenter) -> None:
+    """Put a datacenter's Connect CA on Vault where it is not."""
+    seen, primary = boot.survey.datacenter(dc.name), boot.mesh.primary
     lasting = seen.ca == "failing" and seen.state == "serving" and boot.vault.way == "serves"
+    action = "put on Vault"
     if "bootstrap" in boot.draft:
         reason = "root and intermediate in Vault"
     elif seen.ca == "builtin" and not boot.survey.maintenance:
         reason = "it is Consul's own provider, the topology says Vault"
-    elif lasting and "unbreak:" + boot.mesh.primary not in boot.draft:
+    elif lasting and dc.name == primary and f"unbreak:{primary}" not in boot.draft:
         reason = "no leaf can be signed although Vault serves"
+    elif seen.ca == "ok" and seen.issuer == "fixed":
+        action = "let newest issuer sign"
+        reason = "an intermediate that is renewed would never be used"
     else:
         return
     boot.draft.add(
+        f"ca:{dc.name}",
         "ca",
-        "ca",
-        "put on Vault",
-        ("connect-ca",),
+        action,
+        (f"connect-ca {dc.name}",),
         reason,
         [
-            *boot.consul_up(boot.mesh.primary),
+            *boot.consul_up(dc.name),
+            *boot.consul_up(primary),
             *boot.vault_up,
             "setup",
             "bootstrap",
-            f"tokens:{boot.mesh.primary}",
+            f"tokens:{dc.name}",
+            *([f"ca:{primary}", f"gateways:{primary}"] if dc.name != primary else []),
         ],
-        datacenter=boot.mesh.primary,
+        datacenter=dc.name,
         expected=seen.ca == "unknown",
     )
 
@@ -203,8 +245,8 @@ def gateways(boot: Boot, dc: Datacenter) -> None:
             # cut short leaves the clients up, and nothing else that waits for it planned.
             "setup",
             *boot.consul_up(dc.name),
-            f"tokens:{dc.name}",
-            "ca",
+            f"ca:{dc.name}",
+            f"agents:{dc.name}",
         ],
         datacenter=dc.name,
         expected=any(boot.survey.host(n).dark for n in targets),
@@ -222,7 +264,8 @@ def federate(boot: Boot, dc: Datacenter) -> None:
         and all(seen.reaches.get(other) for other in others)
         and bool(primary.reaches.get(dc.name))
     )
-    planned = {*boot.consul_up(dc.name), f"tokens:{dc.name}", f"gateways:{dc.name}"}
+    mine = (f"{kind}:{dc.name}" for kind in ("tokens", "ca", "agents", "gateways"))
+    planned = {*boot.consul_up(dc.name), *mine}
     if joined and not planned & set(boot.draft.steps):
         return
     boot.draft.add(
@@ -239,7 +282,8 @@ def federate(boot: Boot, dc: Datacenter) -> None:
             f"gateways:{boot.mesh.primary}",
             f"gateways:{dc.name}",
             f"tokens:{dc.name}",
-            "ca",
+            f"ca:{dc.name}",
+            f"agents:{dc.name}",
         ],
         datacenter=dc.name,
         expected=seen.state == "unknown",

@@ -53,7 +53,7 @@ def intentions(boot: Boot) -> None:
             *boot.consul_up(boot.mesh.primary),
             "bootstrap",
             f"tokens:{boot.mesh.primary}",
-            "ca",
+            f"ca:{boot.mesh.primary}",
             # They count once every datacenter has them.
             *(f"secondary:{dc.name}" for dc in boot.mesh.secondaries),
         ],
@@ -68,7 +68,8 @@ def services(boot: Boot, dc: Datacenter) -> None:
         for s in boot.mesh.services
         if s.datacenter == dc.name and boot.survey.service(s.name, s.host) != "answering"
     ]
-    waits = [*boot.on(s.host for s in mine), f"clients:{dc.name}", "ca", "intentions"]
+    waits = [*boot.on(s.host for s in mine), f"clients:{dc.name}", f"ca:{dc.name}"]
+    waits += [f"agents:{dc.name}", "intentions"]
     for service in mine:
         waits += boot.after(service_node(service))
     waits.append(f"secondary:{dc.name}")

@@ -23,6 +23,7 @@ Setup = Literal["unknown", "absent", "partial", "done"]
 ConsulState = Literal["unknown", "down", "no_leader", "storm", "serving"]
 Connect = Literal["unknown", "on", "off"]
 Ca = Literal["unknown", "ok", "failing", "builtin", "off"]
+Issuer = Literal["unknown", "follows", "fixed"]
 Acl = Literal["unknown", "absent", "bootstrapped"]
 Token = Literal["unknown", "absent", "intended", "stored", "denied"]
 Replication = Literal["unknown", "current", "behind", "off"]
@@ -119,6 +120,7 @@ class ConsulSeen:
     connect: Connect = "unknown"
     break_glass: BreakGlass | None = None
     ca: Ca = "unknown"  # ok: the provider is Vault and a leaf was really signed
+    issuer: Issuer = "unknown"  # fixed: in Vault an intermediate that is renewed is not the default
     acl: Acl = "unknown"
     token: Token = "unknown"
     untokened: frozenset[str] = frozenset()  # hosts whose agent lacks its tokens

@@ -57,6 +57,7 @@ _PARTS: tuple[tuple[str, str], ...] = (
     (r"\d{8}T\d{6}Z?", "<time>"),
     (r"mesh-runbooks-probe-[0-9a-f]+", "mesh-runbooks-probe-<n>"),
     (r"\bi-[0-9a-f]{8,}", "<instance>"),
+    (r"\b127\.\d+\.", "<net>."),
 )
 
 
@@ -72,10 +73,10 @@ class Identity(NamedTuple):
 
 def identity(call: calls.Call) -> Identity:
     """What stays the same of a call from run to run."""
-    what = call.what
+    server, what = call.server, call.what
     for pattern, name in _PARTS:
-        what = re.sub(pattern, name, what)
-    return Identity(call.server, what)
+        server, what = re.sub(pattern, name, server), re.sub(pattern, name, what)
+    return Identity(server, what)
 
 
 @dataclass(frozen=True)

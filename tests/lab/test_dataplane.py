@@ -301,7 +301,16 @@ def test_a_watch_asks_again_from_the_index_it_knows(fake: FakeAgent, watch: Watc
         until(lambda: len(fake.asked) > 1)
 
     assert fake.asked[0] == "/v1/x"
-    assert fake.asked[1].startswith("/v1/x?index=1&wait=")
+    assert fake.asked[1] == "/v1/x?index=1&wait=50s"
+
+
+def test_a_watch_does_not_settle_for_nothing(fake: FakeAgent, watch: Watch):
+    """It may be what ACLs left of an answer while the agent had no token yet."""
+    fake.answers[:] = [(200, {"n": 0})]
+    with fake.up():
+        until(lambda: len(fake.asked) > 1)
+
+    assert fake.asked[1] == "/v1/x?index=1&wait=1s"
 
 
 @pytest.mark.parametrize("bad", [(403, "no"), (500, "no"), (200, ["not", "that"]), (200, {})])

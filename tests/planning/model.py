@@ -49,7 +49,7 @@ class World:
     acl: bool = True
     token: str = "stored"
     bare: set[str] = field(default_factory=set)  # agents without their tokens
-    ca_on_vault: bool = True
+    ca_on_vault: set[str] = field(default_factory=set)  # datacenters
     clients: set[str] = field(default_factory=set)  # hosts whose agents and all on them run
     gateways: set[str] = field(default_factory=set)
     joined: set[str] = field(default_factory=set)
@@ -68,6 +68,7 @@ class World:
         world.open = set(world.data)
         world.running = {n for d in mesh.datacenters for n in d.consul.servers}
         world.leader = {d.name for d in mesh.datacenters}
+        world.ca_on_vault = set(world.leader)
         world.clients = {n for d in mesh.datacenters for n in mesh.client_hosts(d.name)}
         world.gateways = {g.host for d in mesh.datacenters for g in d.gateways}
         world.joined = {d.name for d in mesh.secondaries}
@@ -78,7 +79,7 @@ class World:
     @classmethod
     def unborn(cls, mesh: Mesh) -> World:
         """Every host off, nothing ever ran."""
-        world = cls(mesh, keys="none", setup=False, acl=False, token="absent", ca_on_vault=False)
+        world = cls(mesh, keys="none", setup=False, acl=False, token="absent")
         world.bare = {
             n for d in mesh.datacenters for n in [*d.consul.servers, *mesh.client_hosts(d.name)]
         }
@@ -113,7 +114,11 @@ class World:
             if not quorum:
                 self.leader.discard(dc.name)
             elif dc.name not in self.leader:
-                locked = self.ca_on_vault and dc.name not in self.glass and self.active() is None
+                locked = (
+                    dc.name in self.ca_on_vault
+                    and dc.name not in self.glass
+                    and self.active() is None
+                )
                 expired = any(h in dc.consul.servers for h, _ in self.expired)
                 if not locked and not expired:
                     self.leader.add(dc.name)
@@ -213,7 +218,7 @@ class World:
                 "unknown"
                 if not servers & self.on
                 else "storm"
-                if running and self.ca_on_vault
+                if running and name in self.ca_on_vault
                 else "no_leader"
                 if running
                 else "down"
@@ -229,7 +234,7 @@ class World:
             up=frozenset(servers & self.running),
             connect=connect,  # type: ignore[arg-type]
             break_glass=mark,
-            ca="off" if mark else self._ca(),  # type: ignore[arg-type]
+            ca="off" if mark else self._ca(name),  # type: ignore[arg-type]
             acl="bootstrapped" if self.acl else "absent",
             token=token,  # type: ignore[arg-type]
             untokened=frozenset(hosts & self.bare) if self.active() else frozenset(),
@@ -241,8 +246,8 @@ class World:
             replication="current" if both and self._ways(name, self.mesh.primary) else "behind",
         )
 
-    def _ca(self) -> str:
-        if not self.ca_on_vault:
+    def _ca(self, name: str) -> str:
+        if name not in self.ca_on_vault:
             return "builtin"
         return "ok" if self.active() else "failing"
 
@@ -361,12 +366,19 @@ class World:
             assert self._ways(self.mesh.primary)
         self.bare -= set(names)
 
+    def do_agents(self, step, names, options):
+        assert step.datacenter in self.ca_on_vault, "an agent would keep a leaf of the built-in CA"
+        assert set(names) <= self.on & self.clients
+        self.do_tokens(step, names, options)
+
     def do_ca(self, step, names, options):
         assert self.active()
         assert self.setup
         assert self.acl
         assert self.mesh.primary in self.leader
-        self.ca_on_vault = True
+        servers = self.mesh.datacenter(step.datacenter).consul.servers
+        assert not self.bare & set(servers)
+        self.ca_on_vault.add(step.datacenter)
 
     def do_gateways(self, step, names, options):
         assert set(names) <= self.on & self.clients
@@ -376,7 +388,7 @@ class World:
 
     def do_secondary(self, step, names, options):
         assert self._ways(self.mesh.primary, step.datacenter)
-        assert self.ca_on_vault
+        assert {step.datacenter, self.mesh.primary} <= self.ca_on_vault
         assert self.active()
         self.joined.add(step.datacenter)
 

@@ -377,13 +377,13 @@ PLANNED: dict[str, tuple[Callable[[], Survey], dict[str, Any], dict[str, str], s
     "an agent without tokens gets them, alone": (
         lambda: consul(UP, "eu-west-1", untokened=frozenset({"eu-app-1"})),
         {},
-        {"tokens:eu-west-1": "eu-app-1", "secondary:eu-west-1": "eu-west-1"},
-        "tokens:us-east-1",
+        {"agents:eu-west-1": "eu-app-1", "secondary:eu-west-1": "eu-west-1"},
+        "tokens",
     ),
     "a CA that left Vault is put back": (
         lambda: consul(UP, "us-east-1", ca="builtin"),
         {},
-        {"ca": "connect-ca"},
+        {"ca:us-east-1": "connect-ca us-east-1"},
         "consul",
     ),
     "a CA that left Vault for maintenance stays": (
@@ -395,8 +395,14 @@ PLANNED: dict[str, tuple[Callable[[], Survey], dict[str, Any], dict[str, str], s
     "a CA that cannot sign although Vault serves is configured anew": (
         lambda: consul(UP, "us-east-1", ca="failing"),
         {},
-        {"ca": "connect-ca"},
+        {"ca:us-east-1": "connect-ca us-east-1"},
         "consul",
+    ),
+    "a renewed intermediate is to be the one that signs": (
+        lambda: consul(UP, "eu-west-1", issuer="fixed"),
+        {},
+        {"ca:eu-west-1": "connect-ca eu-west-1"},
+        "ca:us-east-1",
     ),
     "a CA that cannot sign because Vault is sealed needs only Vault": (
         lambda: consul(sealed(), "us-east-1", ca="failing"),
@@ -534,7 +540,10 @@ def test_the_plan_from_the_dark_reads_like_a_colleagues_intention():
 def test_day_0_goes_init_unseal_setup_consul_acl_ca():
     never = vault(DARK, holders={h.name: NO_SHARES for h in MESH.vault.holders}, credential="none")
     plan = plan_cold_boot(MESH, never, Options(initialise=True))
-    order = ["init", "unseal", "setup", "consul:us-east-1", "bootstrap", "tokens:us-east-1", "ca"]
+    order = ["init", "unseal", "setup", "consul:us-east-1", "bootstrap", "tokens:us-east-1"]
+    order += ["ca:us-east-1", "agents:us-east-1", "gateways:us-east-1", "consul:eu-west-1"]
+    order += ["tokens:eu-west-1", "ca:eu-west-1", "agents:eu-west-1", "gateways:eu-west-1"]
+    order += ["secondary:eu-west-1", "intentions", "services:us-east-1", "prove"]
     assert [s.id for s in plan.steps if s.id in order] == order
     assert not plan.stage("hold"), "before day 0 nothing can lock"
     assert all(s.expected for s in plan.steps if s.id in {"init", "bootstrap", "setup"})
