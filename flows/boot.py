@@ -172,10 +172,12 @@ class Boot:
     def _start(self, step: PlannedStep) -> None:
         unit = self.mesh.vault.unit
         fan_out(lambda h: hosts.start(self.connections, self.mesh.host(h), [unit]), step.targets)
+        fan_out(self._listening, step.targets)  # the next look is to see its seal
 
     def _restart(self, step: PlannedStep) -> None:
         unit = self.mesh.vault.unit
         fan_out(lambda h: hosts.restart(self.connections, self.mesh.host(h), [unit]), step.targets)
+        fan_out(self._listening, step.targets)
 
     def _set_aside(self, step: PlannedStep) -> None:
         fan_out(lambda h: vault_init.set_aside(self.connections, h), step.targets)

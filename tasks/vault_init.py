@@ -46,7 +46,11 @@ def initialise(connections: Connections, *, discard: bool = False) -> SecretStr:
     nodes = vault.look_at_all(connections)
     if strangers := [n for n in nodes if n.state != "uninitialised"]:
         seen = ", ".join(f"{n.host} is {n.state}" for n in strangers)
-        raise Unsafe(f"not every node says uninitialised: {seen}", where="vault")
+        raise Unsafe(
+            f"not every node says uninitialised: {seen}",
+            where="vault",
+            remedy="run it again: it plans from what is there now",
+        )
     for holder in mesh.vault.holders:
         vault_keys.intend(connections, holder, discard=discard)
 

@@ -12,6 +12,7 @@ Stage = Literal[
     "power",
     "hold",
     "renew",
+    "start",
     "init",
     "restore",
     "unseal",
@@ -31,10 +32,11 @@ Stage = Literal[
     "prove",
 ]
 
-# What hides other things until it is done: machines, then Vault, then Consul.
+# What hides other things until it is done: machines and Vault's processes, Vault, Consul.
 VEILS: dict[Stage, int] = {
     "power": 1,
     "hold": 1,
+    "start": 1,
     "init": 2,
     "restore": 2,
     "unseal": 2,

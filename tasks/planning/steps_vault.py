@@ -35,7 +35,7 @@ def vault(boot: Boot) -> None:
     on = boot.on(spec.nodes)
     boot.draft.add(
         "start:vault",
-        "unseal",
+        "start",
         "start vault",
         vault.start,
         "the process is down",
@@ -45,7 +45,7 @@ def vault(boot: Boot) -> None:
     auto = spec.seal != "shamir"
     boot.draft.add(
         "restart:vault",
-        "unseal",
+        "start",
         "restart vault",
         vault.restart,
         f"{spec.seal} seal: a restart unseals it" if auto else "accepts connections, never answers",

@@ -359,7 +359,7 @@ class World:
         assert not self.acl or self.token == "intended"
         self.acl, self.token = True, "stored"
 
-    def do_tokens(self, step, names, options):
+    def do_tokens(self, step: PlannedStep, names: tuple[str, ...], options: Options) -> None:
         assert self.token == "stored"
         assert step.datacenter in self.leader
         if step.datacenter != self.mesh.primary:
