@@ -335,6 +335,8 @@ class Boot:
             self._management = token
         consul_acl.ensure_policies(self.connections, self.primary, token)
 
+    _sweep = _bootstrap  # what is there already is kept
+
     def _tokens(self, step: PlannedStep) -> None:
         dc = self.mesh.datacenter(step.datacenter)
         agents.equip(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from blocks.mesh import Connections
 
 BOOTSTRAP_PATH = "consul/bootstrap"
+# The token is kept, and one of an earlier bootstrap that nobody has may still live.
+UNSWEPT = "unswept"
 BOOTSTRAP_DEADLINE = 60.0  # a short one hides a success: hashicorp/consul-k8s waits 5 minutes
 _RESET_INDEX = re.compile(r"reset index: (\d+)")
 
@@ -79,29 +81,29 @@ def bootstrap(
         if found and found.get("secret"):
             token = SecretStr(str(found["secret"]))
             _require_management(connections, datacenter, token)
+            if found.get("state") == UNSWEPT:
+                _remove_lost(connections, datacenter, token, keep=str(found["accessor"]))
+                write_secret(api, mesh, BOOTSTRAP_PATH, found | {"state": "held"}, version)
             return token
         ours = bool(found) and found.get("state") == "intended"  # type: ignore[union-attr]
         if not ours:
             write_secret(api, mesh, BOOTSTRAP_PATH, {"state": "intended"}, version)
             record.current().change("vault", "intent to bootstrap Consul's ACLs written")
             version += 1
-        made = _bootstrap(connections, datacenter, ours=ours)
-        write_secret(
-            api,
-            mesh,
-            BOOTSTRAP_PATH,
-            {"state": "held", "accessor": made["AccessorID"], "secret": made["SecretID"]},
-            version,
-        )
+        made, repeated = _bootstrap(connections, datacenter, ours=ours)
+        keep = {"accessor": str(made["AccessorID"]), "secret": str(made["SecretID"])}
+        state = UNSWEPT if repeated else "held"
+        write_secret(api, mesh, BOOTSTRAP_PATH, keep | {"state": state}, version)
         record.current().change(
             f"consul {datacenter.name}",
             "ACLs bootstrapped, token stored in Vault",
-            after=made["AccessorID"],
+            after=keep["accessor"],
         )
-        token = SecretStr(str(made["SecretID"]))
-    if ours:
-        _remove_lost(connections, datacenter, token, keep=str(made["AccessorID"]))
-    return token
+        token = SecretStr(keep["secret"])
+        if repeated:
+            _remove_lost(connections, datacenter, token, keep=keep["accessor"])
+            write_secret(api, mesh, BOOTSTRAP_PATH, keep | {"state": "held"}, version + 1)
+        return token
 
 
 def stored_management(connections: Connections, vault_token: SecretStr) -> SecretStr:
@@ -135,7 +137,10 @@ def _require_management(connections: Connections, datacenter: Datacenter, token:
         ) from error
 
 
-def _bootstrap(connections: Connections, datacenter: Datacenter, *, ours: bool) -> dict[str, Any]:
+def _bootstrap(
+    connections: Connections, datacenter: Datacenter, *, ours: bool
+) -> tuple[dict[str, Any], bool]:
+    """The new token, and whether there is an earlier one whose answer was lost."""
     block = connections.consul(datacenter.name)
 
     def once() -> dict[str, Any] | str:
@@ -157,7 +162,7 @@ def _bootstrap(connections: Connections, datacenter: Datacenter, *, ours: bool) 
         # It may have been carried out: ask again, a second one is refused if so.
         answer, lost = once(), True
     if isinstance(answer, dict):
-        return answer
+        return answer, False
     index = _RESET_INDEX.search(answer)
     if not (ours or lost) or not index:
         raise Refused(
@@ -181,7 +186,7 @@ def _bootstrap(connections: Connections, datacenter: Datacenter, *, ours: bool) 
     )
     answer = once()
     if isinstance(answer, dict):
-        return answer
+        return answer, True
     raise NotConverged(
         "ACL bootstrap is refused even after its reset on the leader",
         where=datacenter.name,

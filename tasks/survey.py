@@ -268,7 +268,9 @@ def _vault(
     except MeshError:
         return found, Access(token), "unknown"
     if stored and stored.get("secret"):
-        return found, Access(token, SecretStr(str(stored["secret"]))), "stored"
+        swept = stored.get("state") != consul_acl.UNSWEPT
+        access = Access(token, SecretStr(str(stored["secret"])))
+        return found, access, "stored" if swept else "unswept"
     return found, Access(token), "intended" if stored else "absent"
 
 

@@ -104,6 +104,17 @@ def bootstrap(boot: Boot) -> None:
     """Bootstrap the ACLs once, or recover a bootstrap whose answer was lost."""
     seen = boot.survey.datacenter(boot.mesh.primary)
     waits = [*boot.consul_up(boot.mesh.primary), *boot.vault_up, "setup", "restore"]
+    if seen.acl == "bootstrapped" and seen.token == "unswept":
+        boot.draft.add(
+            "sweep",
+            "bootstrap",
+            "recover",
+            ("acl",),
+            "a token of a bootstrap whose answer was lost may still live",
+            waits,
+            datacenter=boot.mesh.primary,
+        )
+        return
     if seen.acl == "bootstrapped" and seen.token == "intended":
         action, reason = "recover", "its answer was lost: the bootstrap is reset and done again"
     elif seen.acl == "absent":

@@ -25,7 +25,8 @@ Connect = Literal["unknown", "on", "off"]
 Ca = Literal["unknown", "ok", "failing", "builtin", "off"]
 Issuer = Literal["unknown", "follows", "fixed"]
 Acl = Literal["unknown", "absent", "bootstrapped"]
-Token = Literal["unknown", "absent", "intended", "stored", "denied"]
+# unswept: it is stored, and one of an earlier bootstrap whose answer was lost may still live
+Token = Literal["unknown", "absent", "intended", "stored", "unswept", "denied"]
 Replication = Literal["unknown", "current", "behind", "off"]
 Answers = Literal["unknown", "down", "answering"]
 

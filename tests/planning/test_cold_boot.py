@@ -374,6 +374,12 @@ PLANNED: dict[str, tuple[Callable[[], Survey], dict[str, Any], dict[str, str], s
         {"bootstrap": "acl"},
         "init",
     ),
+    "a token of a lost ACL bootstrap is swept away": (
+        lambda: consul(UP, "us-east-1", token="unswept"),
+        {},
+        {"sweep": "acl"},
+        "bootstrap",
+    ),
     "an agent without tokens gets them, alone": (
         lambda: consul(UP, "eu-west-1", untokened=frozenset({"eu-app-1"})),
         {},
