@@ -57,18 +57,16 @@ def route(mesh: Mesh, survey: Survey, options: Options) -> Route:
     sealed = tuple(name for name in names if not nodes[name].unsealed)
 
     set_aside = False
+    discard = options.discard_lost_init and keys.discardable and not built_on(mesh, survey)
+    # Nothing is seen: its processes are started and looked at before anything else.
+    unborn = hidden and not initialised and options.initialise
     if options.fallback == "restore-vault" and not _data_is_back(survey, initialised):
         way: Way = "restore"
         refusals = list(against_restore(mesh, survey, keys))
-    elif (
-        initialised
-        and options.discard_lost_init
-        and keys.discardable
-        and not built_on(mesh, survey)
-    ):
+    elif initialised and discard:
         way, set_aside = "init", True
         refusals = list(against_init(mesh, survey, options, keys, blank=False))
-    elif blank or (hidden and not initialised and not keys.stored and options.initialise):
+    elif blank or (unborn and (discard or not keys.stored)):
         way = "init"
         refusals = list(against_init(mesh, survey, options, keys, blank=blank))
     else:

@@ -454,6 +454,22 @@ PLANNED: dict[str, tuple[Callable[[], Survey], dict[str, Any], dict[str, str], s
         {"renew:us-east-1": "us-consul-1"},
         "renew:eu-west-1",
     ),
+    "a discard that was killed with Vault stopped starts it first, to see": (
+        lambda: vault(
+            nodes(UP, "down", "down", "down"),
+            holders={
+                h.name: HolderSeen("held", shares=2)
+                if h.name == "ops-a"
+                else HolderSeen("intended")
+                for h in MESH.vault.holders
+            },
+            credential="none",
+            setup="unknown",
+        ),
+        {"initialise": True, "discard_lost_init": True},
+        {"start:vault": "vault-1..3"},
+        "set-aside",
+    ),
     "a set-up that was killed is finished": (
         lambda: vault(UP, setup="partial"),
         {},
