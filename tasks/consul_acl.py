@@ -140,7 +140,7 @@ def _require_management(connections: Connections, datacenter: Datacenter, token:
 def _bootstrap(
     connections: Connections, datacenter: Datacenter, *, ours: bool
 ) -> tuple[dict[str, Any], bool]:
-    """The new token, and whether there is an earlier one whose answer was lost."""
+    """The new token, and whether there may be an earlier one whose answer was lost."""
     block = connections.consul(datacenter.name)
 
     def once() -> dict[str, Any] | str:
@@ -162,7 +162,7 @@ def _bootstrap(
         # It may have been carried out: ask again, a second one is refused if so.
         answer, lost = once(), True
     if isinstance(answer, dict):
-        return answer, False
+        return answer, ours  # a run that was killed may have reset it already
     index = _RESET_INDEX.search(answer)
     if not (ours or lost) or not index:
         raise Refused(

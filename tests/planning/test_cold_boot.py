@@ -456,7 +456,7 @@ PLANNED: dict[str, tuple[Callable[[], Survey], dict[str, Any], dict[str, str], s
     ),
     "a discard that was killed with Vault stopped starts it first, to see": (
         lambda: vault(
-            nodes(UP, "down", "down", "down"),
+            nodes(replace(UP, consul=DARK.consul), "down", "down", "down"),
             holders={
                 h.name: HolderSeen("held", shares=2)
                 if h.name == "ops-a"
