@@ -52,19 +52,41 @@ class Chain:
         reference: Counter[Identity],
         after_refusal: Decide = never,
         extra: int = 20,
+        again: Callable[[], object] | None = None,
+        rounds: int = 5,
     ) -> Ran:
         """
         Run until a run comes through that is not killed any more; that run.
 
         Each is killed after the first mutating call that was not crashed at yet;
         `reference` says how often each is made without a kill. After a refusal
-        `after_refusal` says with which options to go on, for one run.
+        `after_refusal` says with which options to go on, for one run. What a
+        kill left can spare the next run a call: `again` sets the scene anew for
+        those that are left, at most `rounds` times.
 
         Raises:
             AssertionError: one fails otherwise than by its kill, or is refused
-                and nothing is to be done, or there are too many.
+                and nothing is to be done, there are too many, or a call was
+                never crashed at.
         """
         inject.limits(self.folder, reference)
+        for round_ in range(rounds):
+            through = self._crash_until_through(options, reference, after_refusal, extra)
+            left = atoms(reference) - atoms(self.hits)
+            if not left:
+                return through
+            if again is None or round_ == rounds - 1:
+                break
+            again()
+        raise AssertionError(f"never crashed at:\n{inject.table(Counter(left))}\n{self.told()}")
+
+    def _crash_until_through(
+        self,
+        options: Options | None,
+        reference: Counter[Identity],
+        after_refusal: Decide,
+        extra: int,
+    ) -> Ran:
         chosen, most = options, 2 * sum(reference.values()) + extra
         for _ in range(most):
             ran = self.run(chosen)
