@@ -34,7 +34,7 @@ _PASSING = re.compile(
     "|connection (refused|reset)|broken pipe"
     "|i/o timeout|got timeout|deadline exceeded|timed out|no route to host"
     "|use of closed network connection|session shutdown|stream (closed|reset)|rpc rate limit"
-    r"|legacy mode|ca provider is nil|rpc error making call: (unexpected )?eof|\beof$",
+    r"|legacy mode|ca (provider|root) is nil|no ca bootstrapped yet|rpc error making call: (unexpected )?eof|\beof$",
     re.IGNORECASE,
 )
 

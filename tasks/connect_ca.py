@@ -303,8 +303,16 @@ def await_leaf(
     Raises:
         NotConverged: none within `deadline` seconds.
     """
+
+    def signed() -> str:
+        try:
+            return sign_leaf(connections, datacenter, token)
+        except Invalid as error:
+            # Consul hands on whatever Vault, or the primary, said to it as a 500 of its own.
+            raise Transient(error.message, where=datacenter.name) from None
+
     root: str = wait_until(
-        lambda: sign_leaf(connections, datacenter, token),
+        signed,
         "a leaf to be signed",
         deadline=deadline,
         where=datacenter.name,
