@@ -104,13 +104,16 @@ def start_without_connect(
 @step("end break-glass in {datacenter.name}")
 def put_connect_back(connections: Connections, datacenter: Datacenter) -> bool:
     """
-    Take the fallback off every server and restart them; whether it stood anywhere.
+    Take the fallback off every server and start them anew; whether it stood anywhere.
 
     Only when Vault serves: with Connect on and Vault away the storm begins again.
+    No server runs while its mark goes: killed in between, none would be left with
+    Connect off and nothing to tell why.
     """
     mesh = connections.topology
-    servers = [mesh.host(name) for name in datacenter.consul.servers]
+    servers, unit = [mesh.host(name) for name in datacenter.consul.servers], datacenter.consul.unit
+    fan_out(lambda h: hosts.stop(connections, h, [unit]), servers)
     removed = fan_out(lambda h: hosts.remove(connections, h, path(datacenter)), servers)
-    fan_out(lambda h: hosts.restart(connections, h, [datacenter.consul.unit]), servers)
+    fan_out(lambda h: hosts.start(connections, h, [unit]), servers)
     record.current().change(f"consul {datacenter.name}", "Connect put back, break-glass ended")
     return any(removed)
