@@ -44,7 +44,12 @@ def vault_maintenance(run: Run, *, direction: Direction = "begin", hours: float 
     wanted = "builtin" if direction == "begin" else "ok"
     # The primary first: a secondary follows its root.
     order = [mesh.datacenter(mesh.primary), *mesh.secondaries]
-    todo = [dc for dc in order if seen.consul[dc.name].ca != wanted]
+    found = seen.consul
+    todo = [
+        dc
+        for dc in order
+        if found[dc.name].ca != wanted or (direction == "end" and found[dc.name].issuer == "fixed")
+    ]
     marked = bool(seen.maintenance)
     run.show_plan(_rows(direction, [dc.name for dc in todo], marked=marked))
     _apply(run, direction, [dc.name for dc in todo], access, hours=hours, marked=marked)
@@ -96,6 +101,7 @@ def _apply(
             else:
                 token = ca_token(connections, access.vault)
                 connect_ca.ensure_on_vault(connections, dc, access.consul, token)
+                connect_ca.follow_latest_issuer(connections, dc, access.vault)
             stage.done(name)
     if direction == "end" and marked:
         maintenance.unmark(connections, access.consul)
