@@ -90,7 +90,8 @@ def bad_input_lines(report: Report) -> Iterator[str]:
         return
     for line in problem.details or [problem.error]:
         where = f"{problem.where}: " if problem.where else ""
-        yield f"mesh: {where}{line}" + (f"; do: {problem.do}" if problem.do else "")
+        do = f"; do: {problem.do}" if problem.do and "; do: " not in line else ""
+        yield f"mesh: {where}{line}{do}"
 
 
 def figures(report: Report) -> str:

@@ -171,14 +171,16 @@ class Run:
             raise RefusedByGate(
                 only.model_copy(update={"details": [*only.details, *details], "do": do or only.do})
             )
-        lines = [f"{p.where}: {p.error}" if p.where else p.error for p in found]
-        remedies = list(dict.fromkeys(filter(None, [do, *(p.do for p in found)])))
+        lines = [
+            (f"{p.where}: " if p.where else "") + p.error + (f"; do: {p.do}" if p.do else "")
+            for p in found
+        ]
         raise RefusedByGate(
             Problem(
                 error=f"{len(found)} reasons stand against it",
                 details=[*lines, *details],
-                do="; ".join(remedies),
-                bad_input=all(p.bad_input for p in found),
+                do=do or "what each line says",
+                bad_input=any(p.bad_input for p in found),
             )
         )
 

@@ -178,7 +178,9 @@ def _hosts(
         ssh: seen.Ssh = {"ok": "ok", "refused": "refused", "down": "unknown"}[look_.ssh]  # type: ignore[assignment]
         active = frozenset(u for u, on in look_.units.items() if on) if look_.ssh == "ok" else None
         on = "on" if look_.ssh == "ok" else before.power
-        found[look_.host] = seen.HostSeen(on, ssh, look_.error or before.error, active)
+        # A host that may be off refuses connections: what its cloud said tells more.
+        told = before.error if on == "unknown" else look_.error
+        found[look_.host] = seen.HostSeen(on, ssh, told or look_.error, active)
     marks = "; ".join(f"{x.host}: {x.incident}" for x in looks if x.incident)
     # With a Vault host unseen, only a mark that is there counts; its absence does not.
     unseen = any(found[name].ssh != "ok" for name in mesh.vault.nodes)

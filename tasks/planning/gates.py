@@ -29,7 +29,8 @@ def host_refusals(mesh: Mesh, survey: Survey, touched: Collection[str]) -> Itera
             yield Refusal(
                 f"{compress(blind)} may be off, and its cloud does not answer"
                 + (f": {error}" if error else ""),
-                f"make the {dc.cloud.kind} API reachable from here, or turn the machines on by hand",
+                f"correct the {dc.cloud.kind} credentials or make its API reachable from here,"
+                " or turn the machines on by hand",
                 dc.name,
                 bad_input=True,
             )

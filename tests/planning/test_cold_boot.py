@@ -191,7 +191,7 @@ REFUSED: dict[str, tuple[Callable[[], Survey], dict[str, Any], str, str]] = {
         lambda: host(UP, "eu-consul-2", HostSeen("unknown", error="timed out")),
         {},
         "its cloud does not answer: timed out",
-        "proxmox API reachable",
+        "correct the proxmox credentials or make its API reachable",
     ),
     "a host that must be changed does not let us in": (
         lambda: consul(

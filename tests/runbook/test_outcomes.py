@@ -107,8 +107,8 @@ def test_a_refusal_tells_every_reason(acme: str):
     assert one.error == "2 of the 3 shares needed can be reached"
     assert one.details == ['holder "ops-b": AccessDenied', 'holder "ops-c": mode 0644']
     assert one.do == "chmod 0400 the file"
-    assert many.details == ["x: first", "second"]
-    assert many.do == "A"
+    assert many.details == ["x: first; do: A", "second"]
+    assert many.do == "what each line says"
 
 
 def test_a_failure_tells_where_what_stands_and_what_to_do(acme: str):
