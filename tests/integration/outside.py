@@ -155,6 +155,14 @@ class Outside:
         url = f"https://{self.layout.host(host).address}:{CONSUL_HTTPS_PORT}/v1/{path}"
         return self.http.get(url, params=params, headers={"X-Consul-Token": token} if token else {})
 
+    def consistent(self, host: str) -> bool:
+        """Whether a read that a leader confirms with its quorum comes through within 3 s."""
+        url = f"https://{self.layout.host(host).address}:{CONSUL_HTTPS_PORT}/v1/catalog/nodes"
+        try:
+            return self.http.get(url, params={"consistent": ""}, timeout=3).status_code == 200
+        except httpx.HTTPError:
+            return False
+
     def raft_index(self, dc: str, token: str) -> int:
         """The last index of a datacenter's raft log."""
         answer = self.consul(self.servers(dc)[0], "agent/self", token).json()

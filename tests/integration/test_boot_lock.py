@@ -16,13 +16,14 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from blocks.errors import MeshError
 from tasks import connect_ca, consul, hosts, vault
 from tasks.break_glass import FILE
 from tasks.step import fan_out
 from tests.harness.lab import Lab
-from tests.integration.look import consistent, leaf_in, management_token, verified
+from tests.integration.outside import Outside, assert_up
 
 pytestmark = [pytest.mark.integration, pytest.mark.matrix, pytest.mark.timeout(600)]
 
@@ -55,7 +56,7 @@ def _await_storm(lab: Lab, servers: list[str]) -> None:
         time.sleep(0.5)
     else:
         raise AssertionError("no election storm arose")
-    assert not any(consistent(lab, host) for host in servers)
+    assert not any(Outside(lab).consistent(host) for host in servers)
 
 
 def _elections(lab: Lab, host: str) -> int:
@@ -89,7 +90,7 @@ def test_wait_calms_the_servers_until_vault_serves(locked: Lab) -> None:
     before = {host: _elections(locked, host) for host in servers}
     time.sleep(2)
     assert {host: _elections(locked, host) for host in servers} == before
-    verified(locked)
+    assert_up(locked)
 
 
 def test_break_glass_serves_without_vault_and_is_taken_back(locked: Lab) -> None:
@@ -97,7 +98,7 @@ def test_break_glass_serves_without_vault_and_is_taken_back(locked: Lab) -> None
     ran = locked.run("cold-boot", {"fallback": "break-glass", "break_glass_hours": 2})
 
     assert ran.status == 0, f"{ran}\n{locked.logs()}"
-    assert all(consistent(locked, h) for h in ("us-consul-1", "us-consul-2", "us-consul-3"))
+    assert all(Outside(locked).consistent(h) for h in ("us-consul-1", "us-consul-2", "us-consul-3"))
     with locked.connections() as connections:
         # Vault was left alone.
         assert {n.state for n in vault.look_at_all(connections)} == {"sealed"}
@@ -120,13 +121,13 @@ def test_break_glass_serves_without_vault_and_is_taken_back(locked: Lab) -> None
         h.name for h in locked.layout.hosts if locked.disk(h.name, f"/etc/consul.d/{FILE}").exists()
     ]
     assert left == []
-    verified(locked)
+    assert_up(locked)
 
 
 def test_kv_written_under_break_glass_survives_it(locked: Lab) -> None:
     """What was written while Connect was off is there when it is on again."""
     locked.run("cold-boot")  # to learn the token; then dark again, and locked
-    token = management_token(locked)
+    token = SecretStr(Outside(locked).management())
     locked.power_cut()
     locked.power_on()
     assert locked.run("cold-boot", {"fallback": "break-glass"}).status == 0
@@ -148,7 +149,7 @@ def test_restore_vault_brings_back_its_data_and_the_same_root(full_lab: Lab) -> 
     """fallback=restore-vault: data gone on all nodes, the newest snapshot and the original keys."""
     assert full_lab.run("snapshot").status == 0
     with full_lab.connections() as connections:
-        token = management_token(full_lab)
+        token = SecretStr(Outside(full_lab).management())
         root = connect_ca.active_root(connections, connections.topology.datacenter(US), token)
     full_lab.power_cut()
     for host in ("vault-1", "vault-2", "vault-3"):
@@ -164,14 +165,14 @@ def test_restore_vault_brings_back_its_data_and_the_same_root(full_lab: Lab) -> 
 
     assert ran.status == 0, f"{ran}\n{full_lab.logs()}"
     with full_lab.connections() as connections:
-        assert management_token(full_lab) == token
+        assert Outside(full_lab).management() == token.get_secret_value()
         dc = connections.topology.datacenter(US)
         assert connect_ca.active_root(connections, dc, token) == root
         with connections.vault().node("vault-1", token=connections.vault().login()) as api:
             raft = api.get("/v1/sys/storage/raft/configuration").json(dict)
     servers = raft["data"]["config"]["servers"]
     assert sorted(s["node_id"] for s in servers if s["voter"]) == ["vault-1", "vault-2", "vault-3"]
-    verified(full_lab)
+    assert_up(full_lab)
 
 
 def test_vault_maintenance_keeps_leaves_valid_throughout(full_lab: Lab) -> None:
@@ -195,11 +196,11 @@ def test_vault_maintenance_keeps_leaves_valid_throughout(full_lab: Lab) -> None:
         ran = full_lab.ended(process)
         assert ran.status == 0, f"{ran}\n{full_lab.logs()}"
         with full_lab.connections() as connections:
-            token = management_token(full_lab)
+            token = SecretStr(Outside(full_lab).management())
             for name in (US, EU):
                 dc = connections.topology.datacenter(name)
                 assert connect_ca.provider(connections, dc, token)[0] == provider
-                leaf_in(full_lab, name, token)
+                connect_ca.sign_leaf(connections, dc, token)
         again = full_lab.run("vault-maintenance", {"direction": direction})
         assert (again.outcome, again.mutating_calls) == ("nothing", 0), again
     assert len(seen) > 20
@@ -209,7 +210,7 @@ def test_vault_maintenance_keeps_leaves_valid_throughout(full_lab: Lab) -> None:
 def test_maintenance_begun_means_no_lock(full_lab: Lab) -> None:
     """With the CA moved away, Consul's leader changes while Vault is sealed, and signs."""
     full_lab.boot()
-    token = management_token(full_lab)
+    token = SecretStr(Outside(full_lab).management())
     assert full_lab.run("vault-maintenance").status == 0
     with full_lab.connections() as connections:
         mesh = connections.topology
@@ -222,7 +223,7 @@ def test_maintenance_begun_means_no_lock(full_lab: Lab) -> None:
         assert {n.state for n in vault.look_at_all(connections)} == {"sealed"}
     full_lab.boot()
     assert full_lab.run("vault-maintenance", {"direction": "end"}).status == 0
-    verified(full_lab)
+    assert_up(full_lab)
 
 
 def test_the_secondary_locks_too_and_is_calmed(full_lab: Lab) -> None:
@@ -242,8 +243,9 @@ def test_the_secondary_locks_too_and_is_calmed(full_lab: Lab) -> None:
                 state = consul.look(connections, eu).state
             except MeshError:
                 continue
+        assert state == "storm"
 
     ran = full_lab.run("cold-boot")
 
     assert ran.status == 0, f"{ran}\n{full_lab.logs()}"
-    verified(full_lab)
+    assert_up(full_lab)
