@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import SecretStr
 
-from blocks.errors import Forbidden, MeshError
+from blocks.errors import Forbidden, Invalid, MeshError, Transient
 from blocks.topology import Datacenter, Mesh
 from tasks import (
     break_glass,
@@ -250,21 +250,27 @@ def _vault(
     if not any(n.state == "active" for n in nodes):
         return found, Access(), "unknown"
     try:
-        token = connections.vault().login()
-    except MeshError:
+        token = _twice(connections.vault().login)
+    except (Forbidden, Invalid):
         return (
             found | {"setup": "partial" if credential == "held" else "absent"},
             Access(),
             "unknown",
         )
-    try:
+    except MeshError:
+        return found, Access(), "unknown"
+
+    def ask() -> dict[str, Any] | None:
         host = next(n.host for n in nodes if n.state == "active")
         with connections.vault().node(host, token=token, deadline=5.0) as api:
             raft = api.get("/v1/sys/storage/raft/configuration").json(dict)
             servers = (raft.get("data") or {}).get("config", {}).get("servers") or []
             found["voters"] = tuple(str(s["node_id"]) for s in servers if s.get("voter"))
             found["setup"] = setup_state(api, mesh)
-            stored, _ = read_secret(api, mesh, consul_acl.BOOTSTRAP_PATH)
+            return read_secret(api, mesh, consul_acl.BOOTSTRAP_PATH)[0]
+
+    try:
+        stored = _twice(ask)
     except Forbidden:
         return found | {"setup": "partial"}, Access(token), "denied"
     except MeshError:
@@ -274,6 +280,14 @@ def _vault(
         access = Access(token, SecretStr(str(stored["secret"])))
         return found, access, "stored" if swept else "unswept"
     return found, Access(token), "intended" if stored else "absent"
+
+
+def _twice(probe: Callable[[], T]) -> T:
+    """Ask again, once: without Vault's word far too much counts as not known."""
+    try:
+        return probe()
+    except Transient:
+        return probe()
 
 
 def _consul(

@@ -139,15 +139,19 @@ def set_aside(connections: Connections, host: str) -> None:
     """
     Move a node's data directory aside and start it empty; nothing is deleted.
 
-    Only for a cluster whose init was lost: see `initialise`.
+    Only for a cluster whose init was lost: see `initialise`. A node that has
+    no data is left as it is.
     """
     spec = connections.topology.vault
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     aside = f"{{root}}{spec.data_dir}.lost-{stamp}"
     with connections.hosts().connect(connections.topology.host(host)) as ssh:
-        hosts.systemctl(ssh, "stop", [spec.unit])
+        if hosts.active_units(ssh, [spec.unit])[spec.unit]:
+            if vault.await_listening(connections, host).state == "uninitialised":
+                return
+            hosts.systemctl(ssh, "stop", [spec.unit])
         ssh.run(
-            f"if [ -d {{root}}{spec.data_dir} ]; then mv {{root}}{spec.data_dir} {aside}; fi && "
+            f'if [ -n "$(ls -A {{root}}{spec.data_dir})" ]; then mv {{root}}{spec.data_dir} {aside}; fi && '
             f"mkdir -p {{root}}{spec.data_dir} && "
             f"if [ -d {aside} ]; then chown --reference={aside} {{root}}{spec.data_dir} && "
             f"chmod --reference={aside} {{root}}{spec.data_dir}; fi",
@@ -198,8 +202,21 @@ def _generate(connections: Connections, shares: list[Share]) -> SecretStr:
         try:
             return _complete(api, attempt, shares)
         except BaseException:
-            api.delete(f"{path}/attempt")  # our own: its nonce is this attempt's
+            with stopping.shielded():
+                _cancel(api, f"{path}/attempt")  # our own: its nonce is this attempt's
             raise
+
+
+def _cancel(api: Api, path: str, tries: int = 3) -> None:
+    # What stopped the attempt may stop this too, and nobody else may take it for his own.
+    for left in reversed(range(tries)):
+        try:
+            api.delete(path)
+        except Transient:
+            if not left:
+                raise
+        else:
+            return
 
 
 def _complete(api: Api, attempt: dict[str, object], shares: list[Share]) -> SecretStr:

@@ -109,6 +109,14 @@ def answered(entries: list[Entry], *, mutating: bool = False) -> Counter[Identit
     )
 
 
+def carried_out(entries: list[Entry], kind: Kind) -> Counter[Identity]:
+    """How often a server did what it was asked; a status that was injected is none of its own."""
+    done = answered(entries)
+    if kind in STATUSES:
+        done -= Counter(e.identity for e in entries if e.event == "injected")
+    return done
+
+
 class Injector:
     """An observer that lets each call go wrong once, in its own way."""
 
