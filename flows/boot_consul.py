@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from blocks.errors import Absent, Forbidden, Invalid
 from blocks.topology import Datacenter
 from flows.boot_steps import Steps
 from tasks import (
@@ -57,7 +58,11 @@ class ConsulSteps(Steps):
         dc = self.mesh.datacenter(step.datacenter)
         unit = dc.consul.unit
         if dc.name != self.mesh.primary:
-            consul.await_acl_mode(self.connections, self.primary, self.management())
+            try:
+                token = self.management()
+            except (Absent, Forbidden, Invalid):
+                return  # the primary's ACLs come first, which the next look sees
+            consul.await_acl_mode(self.connections, self.primary, token)
         fan_out(
             lambda h: hosts.start(self.connections, self.mesh.host(h), [unit]),
             step.targets,

@@ -103,7 +103,7 @@ def look(connections: Connections, *, without: tuple[str, ...] = ()) -> tuple[se
             lambda dc: _consul(connections, dc, access, token_state, marks.result()[dc.name]),
             mesh.datacenters,
         )
-        answering, wrong = _services(connections, found_hosts, access)
+        answering = _services(connections, found_hosts, access)
         others = components.look_at_all(connections)
         vault_snapshot, consul_snapshot = kept.result()
         mark = maintenance.look(connections, access.consul) if access.consul else None
@@ -120,7 +120,7 @@ def look(connections: Connections, *, without: tuple[str, ...] = ()) -> tuple[se
         ),
         consul={dc.name: found for dc, found in zip(mesh.datacenters, datacenters, strict=True)},
         services=answering,
-        pairs_wrong=tuple(sorted({*wrong, *_undeclared(connections, access)})),
+        pairs_wrong=tuple(sorted(_undeclared(connections, access))),
         certificates=certs,
         components=others,
         consul_snapshot=consul_snapshot,
@@ -368,8 +368,13 @@ def _true(probe: Callable[[], bool]) -> bool:
 
 def _services(
     connections: Connections, found_hosts: dict[str, seen.HostSeen], access: Access
-) -> tuple[dict[str, seen.Answers], tuple[tuple[str, str], ...]]:
-    """Instances by the catalog's checks; pairs by a call through the callers' sidecars."""
+) -> dict[str, seen.Answers]:
+    """
+    Instances by the catalog's checks.
+
+    Who answers whom is for the proof: sidecars that are just coming up say nothing
+    of what is left to do.
+    """
     mesh = connections.topology
     answering: dict[str, seen.Answers] = {}
     for service in mesh.services:
@@ -380,7 +385,7 @@ def _services(
         elif host.units is not None and not set(service.units) <= host.units:
             answering[key] = "down"
     if access.consul is None:
-        return answering, ()
+        return answering
     token = access.consul
 
     def passes(service: Any) -> bool:
@@ -392,18 +397,7 @@ def _services(
     asked = [s for s in mesh.services if f"{s.name}@{s.host}" not in answering]
     for service, ok in zip(asked, fan_out(passes, asked), strict=True):
         answering[f"{service.name}@{service.host}"] = "answering" if ok else "down"
-    lit = [
-        p
-        for p in services.pairs(mesh)
-        if answering[f"{p.caller.name}@{p.caller.host}"] == "answering"
-    ]
-    verdicts = fan_out(lambda p: services.ask(connections, p)[0], lit)
-    wrong = {
-        (p.caller.name, p.upstream.service)
-        for p, verdict in zip(lit, verdicts, strict=True)
-        if verdict != ("answers" if p.allowed else "denied")
-    }
-    return answering, tuple(sorted(wrong))
+    return answering
 
 
 def _sealer(connections: Connections) -> seen.Answers:

@@ -126,14 +126,17 @@ class Plan:
 
         A machine that was off hides its certificates and marks, a sealed Vault
         the tokens, a Consul without a leader its CA and agents; what waits for
-        one of these was planned without having seen it.
+        one of these was planned without having seen it. Consul's servers need
+        of an unsealed Vault only that it serves, not what it tells.
         """
         within: dict[str, PlannedStep] = {}
+
+        def seen(step: PlannedStep, waited: PlannedStep) -> bool:
+            serves = step.stage == "consul" and waited.stage in {"unseal", "clients"}
+            return serves or VEILS.get(waited.stage) in {None, VEILS.get(step.stage)}
+
         for step in self.steps:
-            veil = VEILS.get(step.stage)
-            if all(
-                w in within and VEILS.get(within[w].stage) in {None, veil} for w in step.waits_for
-            ):
+            if all(w in within and seen(step, within[w]) for w in step.waits_for):
                 within[step.id] = step
         return tuple(within.values())
 

@@ -63,5 +63,19 @@ def test_the_horizon_ends_where_something_was_hidden():
     assert [s.id for s in plan.horizon()] == ["on", "hold", "elsewhere"]
 
 
+def test_consul_starts_as_soon_as_vault_serves_and_what_it_hides_is_looked_at():
+    plan = Plan(
+        (
+            step("unseal", "unseal", "unseal"),
+            step("setup", "setup", "set up", waits=("unseal",)),
+            step("us", "consul", "start consul", waits=("unseal",)),
+            step("eu", "consul", "start consul", waits=("us",)),
+            step("late", "consul", "start consul", waits=("setup",)),
+            step("federate", "secondary", "federate", waits=("eu",)),
+        )
+    )
+    assert [s.id for s in plan.horizon()] == ["unseal", "setup", "us", "eu"]
+
+
 def test_a_refusal_says_what_where_and_what_to_do():
     assert str(Refusal("it is shut", "open it", "vault")) == "vault: it is shut; do: open it"
