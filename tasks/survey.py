@@ -95,14 +95,16 @@ def look(connections: Connections, *, without: tuple[str, ...] = ()) -> tuple[se
         )
         sealer = begin(lambda: _sealer(connections))
         kept = begin(lambda: _snapshots(mesh))
+        asked = begin(lambda: _vault(connections, nodes.result(), holders.result()))
+
+        def datacenter(dc: Datacenter) -> seen.ConsulSeen:
+            _, access, token_state = asked.result()
+            return _consul(connections, dc, access, token_state, marks.result()[dc.name])
+
+        consuls = begin(lambda: fan_out(datacenter, mesh.datacenters))
         found_hosts, incidents, restoring, certs = machines.result()
-        found_vault, access, token_state = _vault(
-            connections, nodes.result(), holders.result(), found_hosts
-        )
-        datacenters = fan_out(
-            lambda dc: _consul(connections, dc, access, token_state, marks.result()[dc.name]),
-            mesh.datacenters,
-        )
+        found_vault, access, _ = asked.result()
+        datacenters = consuls.result()
         answering = _services(connections, found_hosts, access)
         others = components.look_at_all(connections)
         vault_snapshot, consul_snapshot = kept.result()
@@ -113,6 +115,7 @@ def look(connections: Connections, *, without: tuple[str, ...] = ()) -> tuple[se
         hosts=found_hosts,
         vault=seen.VaultSeen(
             **found_vault,
+            nodes=_node_states(nodes.result(), found_hosts),
             incident=incidents,
             restore="begun" if restoring else "none",
             sealer=sealer.result(),
@@ -218,13 +221,9 @@ def _holders(connections: Connections, without: tuple[str, ...]) -> dict[str, se
     return found
 
 
-def _vault(
-    connections: Connections,
-    nodes: list[vault.Node],
-    holders: dict[str, seen.HolderSeen],
-    found_hosts: dict[str, seen.HostSeen],
-) -> tuple[dict[str, Any], Access, seen.Token]:
-    mesh = connections.topology
+def _node_states(
+    nodes: list[vault.Node], found_hosts: dict[str, seen.HostSeen]
+) -> dict[str, seen.NodeSeen]:
     states: dict[str, seen.NodeSeen] = {}
     for node in nodes:
         dark = found_hosts[node.host].power != "on"
@@ -234,6 +233,15 @@ def _vault(
         states[node.host] = seen.NodeSeen(
             state, node.progress, node.nonce, node.threshold, error=node.error
         )
+    return states
+
+
+def _vault(
+    connections: Connections,
+    nodes: list[vault.Node],
+    holders: dict[str, seen.HolderSeen],
+) -> tuple[dict[str, Any], Access, seen.Token]:
+    mesh = connections.topology
     credential: seen.HolderState = "unknown"
     if mesh.vault.credential is not None:
         try:
@@ -242,7 +250,6 @@ def _vault(
         except MeshError:
             credential = "unknown"
     found: dict[str, Any] = {
-        "nodes": states,
         "holders": holders,
         "credential": credential,
         "setup": "absent" if credential == "none" else "unknown",
