@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,6 +136,52 @@ def await_(probe: Callable[[], T], deadline: float, about: Callable[[], object] 
         assert time.monotonic() < ends, f"not within {deadline} s: {about()}"
         time.sleep(0.2)
     return found
+
+
+@contextmanager
+def worker(server: PrefectServer) -> Iterator[Path]:
+    """A process worker of the pool `mesh`, for the length of a `with`; its log."""
+    log = server.home / "worker.log"
+    program = Path(sys.executable).with_name("prefect")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(program), "worker", "start", "--pool", "mesh", "--name", "tests"],
+            stdout=output,
+            stderr=output,
+            env=server.environ,
+            cwd=server.home,
+            start_new_session=True,
+            preexec_fn=default_signals,  # noqa: PLW1509 - forks once, before any thread matters
+        )
+    try:
+        yield log
+    finally:
+        end(process)
+
+
+def run_deployment(
+    server: PrefectServer, name: str, log: Path, *, mesh: str, deadline: float = 90, **given: Any
+) -> dict[str, Any]:
+    """Start a deployment as the UI does, and wait until its run has ended."""
+    found = server.get(f"/deployments/name/{name}/{name}-{mesh}")
+    started = server.post(
+        f"/deployments/{found['id']}/create_flow_run",
+        {"parameters": found["parameters"] | given, "state": {"type": "SCHEDULED"}},
+    )
+
+    def ended() -> Any:
+        run = server.get(f"/flow_runs/{started['id']}")
+        final = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+        return run if run["state_type"] in final else None
+
+    found = await_(ended, deadline, lambda: log.read_text()[-4000:])
+    return dict(found)
+
+
+def logs(server: PrefectServer, run: dict[str, Any]) -> str:
+    """What a run has logged to the server."""
+    body = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
+    return "\n".join(line["message"] for line in server.post("/logs/filter", body))
 
 
 def mesh(
