@@ -30,6 +30,7 @@ class Server(NamedTuple):
     state: ServerState
     leader: str = ""
     error: str = ""
+    answers: bool = True  # whatever it says
 
 
 class ConsulSeen(NamedTuple):
@@ -57,6 +58,8 @@ def look_at_server(connections: Connections, host: str) -> Server:
             leader = api.get("/v1/status/leader").json(str)
     except NoLeader as error:
         return Server(host, "no leader", error=str(error))
+    except Unreachable as error:
+        return Server(host, "down", error=str(error), answers=False)
     except MeshError as error:
         return Server(host, "down", error=str(error))
     if not leader:
@@ -72,8 +75,17 @@ def look(connections: Connections, datacenter: Datacenter) -> ConsulSeen:
     The storm (Connect's CA is Vault, and Vault does not serve): leadership is
     established and dropped many times a second. Stale reads and now and then a
     leader are seen, a `?consistent` read never comes through. With one server,
-    or a Vault that hangs, the leader even stays; the lock is the same.
+    or a Vault that hangs, the leader even stays; the lock is the same. What is
+    not well is looked at twice: servers are stopped on the word of a storm.
     """
+    seen = _look(connections, datacenter)
+    if seen.state != "serving" and any(s.answers for s in seen.servers):
+        stopping.pause(0.3)
+        seen = _look(connections, datacenter)
+    return seen
+
+
+def _look(connections: Connections, datacenter: Datacenter) -> ConsulSeen:
     servers = _servers(connections, datacenter)
     up = [s.host for s in servers if s.state != "down"]
     if not up:

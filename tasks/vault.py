@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from blocks.errors import BadAnswer, Invalid, MeshError, Refused, Transient, Unreachable
 from blocks.http import Api
-from tasks import record
+from tasks import record, stopping
 from tasks.planning.shares import fitting
 from tasks.step import fan_out, step
 from tasks.waiting import wait_until
@@ -31,6 +31,9 @@ _HEALTH: dict[int, NodeState] = {
     501: "uninitialised",
     503: "sealed",
 }
+
+
+LOOKS = 3  # at a node that answers as none does
 
 
 class Node(NamedTuple):
@@ -59,21 +62,38 @@ class Share(NamedTuple):
 
 
 def look(connections: Connections, host: str, *, deadline: float = 3.0) -> Node:
-    """One node's state; what does not answer is `down` or `hanging`, never an error."""
+    """
+    One node's state; what does not answer is `down` or `hanging`, never an error.
+
+    An answer that is none of a node's is asked for again: a proxy's 503 or 429
+    is not a sealed node's, and much follows from one.
+    """
     try:
         with connections.vault().node(host, deadline=deadline) as api:
-            health = api.get("/v1/sys/health", answers=tuple(_HEALTH))
-            state = _HEALTH.get(health.status)
-            if state is None:
-                raise BadAnswer(f"health answered {health.status}, which no node does", where=host)
-            if state in {"active", "standby"}:
-                return Node(host, state)
-            return _sealed(api, host, state)
+            for left in reversed(range(LOOKS)):
+                try:
+                    return _look(api, host)
+                except Unreachable:
+                    raise
+                except MeshError:
+                    if not left:
+                        raise
+                    stopping.pause(0.2)
+        raise AssertionError
     except Unreachable as error:
         hanging = "refused" not in str(error).lower()
         return Node(host, "hanging" if hanging else "down", error=str(error))
     except MeshError as error:
         return Node(host, "hanging", error=str(error))
+
+
+def _look(api: Api, host: str) -> Node:
+    health = api.get("/v1/sys/health", answers=tuple(_HEALTH))
+    state, told = _HEALTH.get(health.status), health.json(dict)
+    sealed = state in {"sealed", "uninitialised"}
+    if state is None or told.get("sealed") is not sealed:
+        raise BadAnswer(f"health answered {health.status}, as no node does", where=host)
+    return _sealed(api, host, state) if sealed else Node(host, state)
 
 
 def look_at_all(connections: Connections) -> list[Node]:

@@ -75,3 +75,32 @@ def test_a_code_that_no_node_gives_is_no_state(node: HTTPServer, monkeypatch: py
     connections = cast(Any, SimpleNamespace(vault=lambda: cluster))
 
     assert not vault.look(connections, "vault-1").unsealed
+
+
+class Proxy(Node):
+    """Something between us and the node answers once in its place."""
+
+    answers: list[int]
+
+    def do_GET(self) -> None:
+        if not self.answers:
+            super().do_GET()
+            return
+        self.send_response(self.answers.pop(0))
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_a_proxys_own_answer_is_no_nodes_state(
+    node: HTTPServer, monkeypatch: pytest.MonkeyPatch, status: int
+):
+    """A 503 that no node gave must not make a serving one look sealed, nor be restarted for it."""
+    monkeypatch.setattr(Proxy, "answers", [status], raising=False)
+    node.RequestHandlerClass = Proxy
+    cluster = VaultCluster(nodes={"vault-1": f"http://127.0.0.1:{node.server_port}"})
+    connections = cast(Any, SimpleNamespace(vault=lambda: cluster))
+
+    assert vault.look(connections, "vault-1").state == "active"
+    assert Proxy.answers == []
