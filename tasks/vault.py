@@ -88,7 +88,7 @@ def look(connections: Connections, host: str, *, deadline: float = 3.0) -> Node:
 
 
 def _look(api: Api, host: str) -> Node:
-    health = api.get("/v1/sys/health", answers=tuple(_HEALTH))
+    health = api.get("/v1/sys/health", answers=(*_HEALTH, 500, 502, 504))
     state, told = _HEALTH.get(health.status), health.json(dict)
     sealed = state in {"sealed", "uninitialised"}
     if state is None or told.get("sealed") is not sealed:
