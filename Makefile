@@ -11,7 +11,7 @@ BIN := .venv/bin
 # The stamp's name holds what is installed and where, so a change of either sets up again.
 STAMP := .venv/.set-up-$(shell (cat pyproject.toml requirements.lock; pwd) | cksum | tr ' ' -)
 
-.PHONY: help setup demo test matrix exhaustive bench check format lock clean
+.PHONY: help setup demo test matrix bench check format lock clean
 
 help:  ## Show what can be made
 	@sed -nE 's/^([a-z]+):.*  ## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -50,13 +50,11 @@ demo: setup  ## Cold-boot a mesh on this machine from nothing, twice (KEEP=1 lea
 	@$(BIN)/python -m deployments.demo
 
 test: check  ## Run all checks and tests, integration included
-	@$(BIN)/pytest -m "not matrix and not exhaustive"
+	@$(BIN)/pytest -m "not matrix"
 
-matrix: setup  ## Run the boot lock and its ways out, minutes each
-	@$(BIN)/pytest -m matrix
-
-exhaustive: setup  ## Kill and fault at every call, in chains; not all proven yet (see CHANGELOG)
-	@$(BIN)/pytest -m exhaustive
+# Two at once: labs mostly wait. A file stays together, its tests share a lab.
+matrix: setup  ## Kill a boot at every call, fault every call, and the boot lock: half an hour
+	@$(BIN)/pytest -m matrix --numprocesses 2 --dist loadfile
 
 bench: setup  ## Run the benchmarks and write benchmarks/results
 	@$(BIN)/python -m benchmarks

@@ -20,7 +20,7 @@ from tests.harness.inject import Identity
 from tests.harness.lab import Lab, Ran
 from tests.matrix.conftest import Booted, Tell
 
-pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 
 INIT = Identity("vault vault-1", "PUT /v1/sys/init")
 BOOTSTRAP = Identity("consul us-east-1", "PUT /v1/acl/bootstrap")

@@ -18,7 +18,7 @@ from tests.harness.inject import Identity, Kind
 from tests.harness.lab import Lab, Ran
 from tests.matrix.conftest import Booted, Tell
 
-pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1200)]
 
 KINDS: tuple[Kind, ...] = ("lost", "hang", "reset", "truncated", "500", "503", "429")
 INIT = Identity("vault vault-1", "PUT /v1/sys/init")

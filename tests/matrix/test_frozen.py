@@ -11,7 +11,7 @@ from tests.harness import world
 from tests.harness.lab import Lab
 from tests.matrix.conftest import Tell
 
-pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(900)]
 
 # Seconds that a run may take beyond the deadline it was given: the survey
 # before, the last probe, and the start of Python on a busy machine.
