@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from pydantic import SecretStr
 
+from blocks.errors import NotConverged
 from flows.run import Run
 from tasks import consul_acl, hosts, power, vault, vault_keys
 from tasks.planning.cold_boot import Options, PlannedStep
@@ -72,13 +74,17 @@ class Steps:
         self._reach(step)
 
     def _reach(self, step: PlannedStep) -> None:
-        fan_out(
-            lambda name: hosts.await_ssh(
-                self.connections, self.mesh.host(name), deadline=self.options.host_deadline
-            ),
-            step.targets,
-            workers=32,
-        )
+        def reach(name: str) -> None:
+            host = self.mesh.host(name)
+            hosts.await_ssh(self.connections, host, deadline=self.options.host_deadline)
+            if name in self.mesh.vault.nodes and self.mesh.vault.unit in hosts.active(
+                self.connections, host, [self.mesh.vault.unit]
+            ):
+                # It starts with its host: the look that follows is to see what its data says.
+                with contextlib.suppress(NotConverged):
+                    vault.await_listening(self.connections, name, deadline=5.0)
+
+        fan_out(reach, step.targets, workers=32)
 
     def _hold(self, step: PlannedStep) -> None:
         unit = self.mesh.datacenter(step.datacenter).consul.unit

@@ -65,6 +65,14 @@ def active_units(ssh: Ssh, units: Sequence[str]) -> dict[str, bool]:
     return {unit: word == "active" for unit, word in zip(units, words, strict=False)}
 
 
+@step("look at units of {host.name}")
+def active(connections: Connections, host: Host, units: Sequence[str]) -> frozenset[str]:
+    """Those of a host's units that are active now."""
+    with connections.hosts().connect(host) as ssh:
+        found = active_units(ssh, units)
+    return frozenset(unit for unit, on in found.items() if on)
+
+
 def systemctl(ssh: Ssh, verb: Verb, units: Sequence[str]) -> None:
     """
     One `systemctl` call for several units; all verbs used here are idempotent.

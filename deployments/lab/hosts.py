@@ -42,6 +42,41 @@ SHADOW = Path("/etc/shadow")
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
+# systemd tells in a millisecond what is active, and runbooks ask on every host at once: where
+# all is clear from what `systemctl` noted at the start of a unit (its pid, which counts while
+# it lives and carries this host's mark, see processes.py), no Python is started for it.
+_QUICK = """\
+mark() {
+    found=
+    while read -r line; do
+        case $line in "Max realtime timeout"*) found=$line ;; esac
+    done < "/proc/$1/limits"
+} 2> /dev/null
+quick() {
+    [ "$1" = is-active ] && [ $# -gt 1 ] && shift && mark $$ && mine=$found told= status=0
+    [ -n "$mine" ] || return 1
+    for unit; do
+        case $unit in -* | *.*) return 1 ;; esac
+        if [ -e ROOT/run/$unit.service.status ]; then
+            pid= rest=
+            while read -r line; do
+                case $line in MainPID=*) pid=${line#MainPID=} ;; *) rest=$line ;; esac
+            done < ROOT/run/$unit.service.status
+            [ -n "$pid" ] && [ -z "$rest" ] && read -r state < "/proc/$pid/stat" || return 1
+            case ${state##*) } in Z* | X*) return 1 ;; esac
+            mark "$pid" && [ "$found" = "$mine" ] || return 1
+            told="${told}active\n"
+        else
+            told="${told}inactive\n" status=3
+        fi
+    done
+    printf "$told"
+    exit $status
+} 2> /dev/null
+quick "$@"
+"""
+
+
 @dataclass(frozen=True)
 class Programs:
     """Programs of this machine that every host needs."""
@@ -198,7 +233,8 @@ def _systemctl(root: Path, program: Path) -> str:
         # -S and -E: no site packages, no settings of the caller's Python.
         python = [sys.executable, "-S", "-E", "-X", f"pycache_prefix={bytecode()}"]
         command = [*python, str(Path(host_systemctl.__file__)), module.origin, str(root)]
-    return f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'
+    full = f'exec {shlex.join(command)} "$@"'
+    return "#!/bin/sh\n" + _QUICK.replace("ROOT", shlex.quote(str(root))) + full + "\n"
 
 
 def _session(root: Path) -> str:
