@@ -6,6 +6,7 @@ import io
 import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,5 +165,6 @@ class SshPool:
         with self._lock:
             opened = list(self._open.values())
             self._open.clear()
-        for ssh in opened:
-            ssh.close()
+        if opened:  # each takes its own tenth of a second to hang up
+            with ThreadPoolExecutor(len(opened)) as pool:
+                list(pool.map(lambda ssh: ssh.close(), opened))

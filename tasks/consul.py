@@ -272,7 +272,7 @@ def await_acls(
         deadline=deadline,
         where=datacenter.name,
         stage="consul",
-        every=0.3,
+        every=0.05,
         remedy="restart the server that answers `legacy mode`",
     )
     return f"{len(datacenter.consul.servers)} servers resolve a token"

@@ -103,7 +103,7 @@ def power_on(
             deadline=max(1.0, deadline - (time.monotonic() - started)),
             where=datacenter.name,
             stage="power on",
-            every=0.2,
+            every=0.1,
         )
     except NotConverged:
         if not now:
