@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,14 @@ import pytest
 from tests.cli.conftest import Command
 
 Eventually = Callable[[Callable[[], Any], str], Any]
+
+
+@pytest.fixture(autouse=True)
+def _as_from_a_terminal() -> Iterator[None]:
+    """Under `nohup` a hang-up is ignored, and by every process started there."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def hanging(mesh: Command, eventually: Eventually, **options: Any) -> subprocess.Popen[str]:
