@@ -201,6 +201,8 @@ def test_a_failing_onlooker_does_not_touch_the_run(acme: str):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_at_the_next_step_boundary(acme: str, number: signal.Signals):
+    if (inherited := signal.getsignal(number)) is signal.SIG_IGN:  # by `nohup`, or a shell's `&`
+        signal.signal(number, signal.SIG_DFL)
     before = signal.getsignal(number)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
     timer.start()
@@ -213,6 +215,7 @@ def test_a_signal_stops_at_the_next_step_boundary(acme: str, number: signal.Sign
     assert report.problem.safe_to_rerun
     assert len(report.changes) == 2
     assert before == signal.getsignal(number)
+    signal.signal(number, inherited)
 
 
 def test_what_puts_back_runs_although_the_run_is_to_stop(acme: str):
