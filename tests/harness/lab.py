@@ -265,6 +265,11 @@ class Lab:
         """Make a unit start by itself when its host is switched on."""
         hosts.enable(self.layout.root(host), unit)
 
+    def disable(self, host: str, unit: str) -> None:
+        """Take that back."""
+        link = self.layout.root(host) / hosts.ENABLED_DIR[1:] / f"{unit}.service"
+        link.unlink(missing_ok=True)
+
     # Processes.
 
     def pid(self, host: str, unit: str) -> int | None:

@@ -92,6 +92,9 @@ def test_second_boot(healthy: Lab, folder: Path, tell: Tell) -> None:
     crashes.crash_everywhere(reference=calls, again=healthy.power_cut)
     assert world.converged(healthy).set_aside == 0
     left_alone(healthy)
+    for dc in healthy.topology.datacenters:
+        for host in dc.consul.servers:
+            healthy.disable(host, dc.consul.unit)
     tell(f"second boot, {crashes.summary()}")
 
 
