@@ -1,7 +1,7 @@
 """
 The figures of the README, as ratios measured in one run on one machine.
 
-    python -m benchmarks [--runs N] [--quick]
+    python -m benchmarks [--runs N]
 
 Whole commands are timed, the start of Python included, from the dark to the end
 of the runbook's process and to the last proof of the bare script. A pair is measured in

@@ -116,12 +116,16 @@ class ConsulSteps(Steps):
     _agents = _tokens
 
     def _ca(self, step: PlannedStep) -> None:
-        dc, token = self.mesh.datacenter(step.datacenter), self.management()
+        dc = self.mesh.datacenter(step.datacenter)
         if dc is not self.primary:
             # The primary signs its intermediate for whoever has the replication token.
-            federation.await_reach(self.connections, dc, self.primary, token)
-            federation.await_replication(self.connections, self.primary, dc, token)
+            self._await_replicated(dc)
         self._put_on_vault(dc)
+
+    def _await_replicated(self, dc: Datacenter) -> None:
+        token = self.management()
+        federation.await_reach(self.connections, dc, self.primary, token)
+        federation.await_replication(self.connections, self.primary, dc, token)
 
     def _put_on_vault(self, dc: Datacenter) -> None:
         ca_token = vault_setup.ca_token(self.connections, self.vault_token())
@@ -149,8 +153,7 @@ class ConsulSteps(Steps):
     def _secondary(self, step: PlannedStep) -> None:
         (name,) = step.targets
         dc, token = self.mesh.datacenter(name), self.management()
-        federation.await_reach(self.connections, dc, self.primary, token)
-        federation.await_replication(self.connections, self.primary, dc, token)
+        self._await_replicated(dc)
         if self.seen.datacenter(self.mesh.primary).ca == "builtin":
             connect_ca.await_leaf(self.connections, dc, token)
         else:

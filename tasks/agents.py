@@ -119,7 +119,5 @@ def equip_clients(
 def restart_if_running(connections: Connections, host: str, unit: str) -> None:
     """Restart a unit that runs, so that it reads its new files; leave one that does not."""
     machine = connections.topology.host(host)
-    with connections.hosts().connect(machine) as ssh:
-        running = hosts.active_units(ssh, [unit]).get(unit, False)
-    if running:
+    if unit in hosts.active(connections, machine, [unit]):
         hosts.restart(connections, machine, [unit])

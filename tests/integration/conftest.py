@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.deploy import server as servers
+from tests.deploy.server import PrefectServer
 from tests.harness.lab import Lab
 from tests.integration import changes
 from tests.integration.outside import Outside
@@ -15,6 +18,16 @@ from tests.integration.outside import Outside
 def _nothing_is_known() -> None:
     """Another module may have left a lab in any state."""
     changes.HEALTHY.clear()
+
+
+@pytest.fixture
+def prefect(tmp_path: Path) -> Iterator[PrefectServer]:
+    """A Prefect server of this test alone."""
+    running = servers.start(tmp_path)
+    try:
+        yield running
+    finally:
+        servers.end(running.process)
 
 
 @pytest.fixture

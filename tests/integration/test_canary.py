@@ -20,23 +20,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.deploy import server as servers
 from tests.deploy.server import PrefectServer
 from tests.harness.lab import Lab, Ran
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 WRONG = "canary-5b1e0c97-not-a-share"
-
-
-@pytest.fixture
-def prefect(tmp_path: Path) -> Iterator[PrefectServer]:
-    """A Prefect server of this test alone: what it keeps is searched through."""
-    running = servers.start(tmp_path)
-    try:
-        yield running
-    finally:
-        servers.end(running.process)
 
 
 class Arguments(threading.Thread):

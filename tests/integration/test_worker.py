@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,39 +14,30 @@ from tests.integration.outside import assert_up
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[PrefectServer]:
-    running = servers.start(tmp_path)
-    try:
-        yield running
-    finally:
-        servers.end(running.process)
-
-
 def artifacts(server: PrefectServer, run: dict[str, Any]) -> dict[str, str]:
     """A run's artifacts by key."""
     body = {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}
     return {a["key"]: str(a["data"]) for a in server.post("/artifacts/filter", body)}
 
 
-def test_a_worker_brings_the_mesh_back(dark: Lab, server: PrefectServer):
+def test_a_worker_brings_the_mesh_back(dark: Lab, prefect: PrefectServer):
     """Started by the API with the form's parameters: the same boot, the same report, a picture."""
     topology = dark.directory / "mesh.yaml"
-    deployed = servers.mesh(["deploy", "--mesh", str(topology)], server.environ)
+    deployed = servers.mesh(["deploy", "--mesh", str(topology)], prefect.environ)
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
 
-    with servers.worker(server) as log:
-        planned = run_deployment(server, "cold-boot", log, mesh="lab", mode="plan")
+    with servers.worker(prefect) as log:
+        planned = run_deployment(prefect, "cold-boot", log, mesh="lab", mode="plan")
         assert planned["state_type"] == "COMPLETED", planned["state"]
         assert "nothing was changed" in planned["state"]["message"].lower()
-        run = run_deployment(server, "cold-boot", log, mesh="lab", mode="apply", deadline=240)
-        assert run["state_type"] == "COMPLETED", f"{run['state']}\n{logs(server, run)[-3000:]}"
+        run = run_deployment(prefect, "cold-boot", log, mesh="lab", mode="apply", deadline=240)
+        assert run["state_type"] == "COMPLETED", f"{run['state']}\n{logs(prefect, run)[-3000:]}"
         assert run["state"]["message"].startswith("done and verified: "), run["state"]
-        again = run_deployment(server, "cold-boot", log, mesh="lab", mode="apply")
+        again = run_deployment(prefect, "cold-boot", log, mesh="lab", mode="apply")
 
     assert "nothing needed changing: 0 changes" in again["state"]["message"], again["state"]
     assert_up(dark)
-    shown = "\n".join(artifacts(server, run).values())
+    shown = "\n".join(artifacts(prefect, run).values())
     assert "unseal" in shown
     assert "<svg" in shown or "data:image/svg+xml" in shown
-    assert "Traceback" not in logs(server, run)
+    assert "Traceback" not in logs(prefect, run)
