@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,15 +48,25 @@ class PrefectServer:
 
     def get(self, path: str, **params: Any) -> Any:
         """One answer of its API."""
-        answer = httpx.get(f"{self.url}{path}", params=params, timeout=20)
-        answer.raise_for_status()
-        return answer.json()
+        return self._ask("GET", path, params=params).json()
 
     def post(self, path: str, body: Any = None) -> Any:
         """One answer to a POST."""
-        answer = httpx.post(f"{self.url}{path}", json=body or {}, timeout=20)
-        answer.raise_for_status()
+        answer = self._ask("POST", path, json=body or {})
         return answer.json() if answer.content else None
+
+    def _ask(self, method: str, path: str, **given: Any) -> httpx.Response:
+        """Asked again while its database is busy, as Prefect's own client does.
+
+        On SQLite the server answers 503 with nothing done when a writer waited too long.
+        """
+        ends = time.monotonic() + 60
+        while True:
+            answer = httpx.request(method, f"{self.url}{path}", timeout=60, **given)
+            if answer.status_code != 503 or time.monotonic() > ends:
+                answer.raise_for_status()
+                return answer
+            time.sleep(0.5)
 
 
 def environment(home: Path, url: str = "") -> dict[str, str]:
@@ -166,7 +177,11 @@ def run_deployment(
     found = server.get(f"/deployments/name/{name}/{name}-{mesh}")
     started = server.post(
         f"/deployments/{found['id']}/create_flow_run",
-        {"parameters": found["parameters"] | given, "state": {"type": "SCHEDULED"}},
+        {
+            "parameters": found["parameters"] | given,
+            "state": {"type": "SCHEDULED"},
+            "idempotency_key": str(uuid.uuid4()),
+        },
     )
 
     def ended() -> Any:
