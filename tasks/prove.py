@@ -73,7 +73,7 @@ def _autopilot(connections: Connections, dc: Datacenter, token: SecretStr) -> Ve
         deadline=60.0,
         where=dc.name,
         stage="prove",
-        every=0.2,
+        every=0.1,
         remedy="look at the log of the server it names",
     )
     return True, detail

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from pydantic import SecretStr
 
 from blocks.errors import Forbidden, Invalid, MeshError, Transient
-from blocks.topology import Datacenter, Mesh
+from blocks.topology import Datacenter, Host, Mesh
 from tasks import (
     break_glass,
     certificates,
@@ -175,7 +175,14 @@ def _hosts(
         found |= part
     # A cloud that does not answer says nothing about its hosts: ask them.
     lit = [h for _, h in mesh.hosts() if found[h.name].power in {"on", "unknown"}]
-    looks = fan_out(lambda h: hosts.look(connections, h, units[h.name]), lit, workers=32)
+
+    def host(h: Host) -> tuple[hosts.HostSeen, list[certificates.CertificateSeen]]:
+        look_ = hosts.look(connections, h, units[h.name])
+        own = [c for c in mesh.certificates if c.host == h.name and look_.ssh == "ok"]
+        return look_, [certificates.look(connections, c) for c in own]
+
+    both = fan_out(host, lit, workers=32)
+    looks = [look_ for look_, _ in both]
     for look_ in looks:
         before = found[look_.host]
         ssh: seen.Ssh = {"ok": "ok", "refused": "refused", "down": "unknown"}[look_.ssh]  # type: ignore[assignment]
@@ -189,12 +196,6 @@ def _hosts(
     unseen = any(found[name].ssh != "ok" for name in mesh.vault.nodes)
     incidents = None if unseen and not marks else marks
     restoring = any(x.restoring for x in looks)
-    reachable = {x.host for x in looks if x.ssh == "ok"}
-    certs = fan_out(
-        lambda c: certificates.look(connections, c),
-        [c for c in mesh.certificates if c.host in reachable],
-        workers=32,
-    )
     return (
         found,
         incidents,
@@ -203,7 +204,8 @@ def _hosts(
             (c.certificate.host, c.certificate.path): seen.CertificateSeen(
                 c.not_after, c.subject, c.error
             )
-            for c in certs
+            for _, of_host in both
+            for c in of_host
         },
     )
 

@@ -133,6 +133,7 @@ def await_listening(connections: Connections, host: str, *, deadline: float = 60
         deadline=deadline,
         where=host,
         stage="vault",
+        every=0.03,
         remedy=f"look at the unit's log on {host}; with auto-unseal no listener opens while the sealer is away",
     )
     record.current().seen(host, "vault listening")

@@ -33,9 +33,8 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from deployments.lab.aws_front import Front, RequestHandler
 from deployments.lab.layout import AWS_PORT, MESH, PRIMARY, LabHost, Layout
-from deployments.lab.power import Cut, HostFailed, Power
+from deployments.lab.power import BOOT_SECONDS, Cut, HostFailed, Power
 
-BOOT_SECONDS = 0.3
 HALT_SECONDS = 0.3
 IMAGE = "ami-0000000000000001a"
 CODES = {

@@ -4,7 +4,7 @@
 Run as `python -S -E host_systemctl.py MODULE ROOT ARGUMENT...`, where MODULE is
 the package's file. It acts as `systemctl.py --root ROOT ARGUMENT...` does, but:
 
-- it polls every 20 ms where the original sleeps whole seconds, and looks 50 ms
+- it polls every 20 ms where the original sleeps whole seconds, and looks 20 ms
   after a start (original 500 ms) whether the program died at once; systemd
   itself does not look at all for `Type=simple`,
 - it reads the table of processes once for a unit's children, not a hundred times,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 POLL_SECONDS = 0.02
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.02
 
 
 class _Clock:

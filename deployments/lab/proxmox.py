@@ -29,9 +29,8 @@ from fakepve.routing import die
 
 from deployments.lab.layout import MESH, PROXMOX_PORT, SECONDARY, LabHost, Layout
 from deployments.lab.pki import Authority, Names
-from deployments.lab.power import HostFailed, Power
+from deployments.lab.power import BOOT_SECONDS, HostFailed, Power
 
-BOOT_SECONDS = 0.3
 FIRST_VMID = 101
 NODES = ("pve1", "pve2", "pve3")
 USER, TOKEN_NAME = "runbooks@pve", "mesh"
