@@ -14,18 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
+from blocks import declared_tokens
+from blocks.declared_tokens import DeclaredToken, ForeignToken
 from blocks.errors import BadInput
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from blocks.parts import Name, Part
 
 
-class Host(_Part):
+class Host(Part):
     """One machine: where it answers and how its cloud calls it."""
 
     name: Name
@@ -48,7 +45,7 @@ class Host(_Part):
         return self.instance or self.name
 
 
-class AwsCloud(_Part):
+class AwsCloud(Part):
     """An AWS region that holds the datacenter's machines as EC2 instances."""
 
     kind: Literal["aws"]
@@ -57,7 +54,7 @@ class AwsCloud(_Part):
     connection: str = Field(default="aws", description="Name of the credentials.")
 
 
-class ProxmoxCloud(_Part):
+class ProxmoxCloud(Part):
     """A Proxmox VE cluster that holds the datacenter's machines as VMs."""
 
     kind: Literal["proxmox"]
@@ -69,7 +66,7 @@ class ProxmoxCloud(_Part):
 Cloud = Annotated[AwsCloud | ProxmoxCloud, Field(discriminator="kind")]
 
 
-class ConsulServers(_Part):
+class ConsulServers(Part):
     """The Consul servers of one datacenter."""
 
     servers: list[Name] = Field(min_length=1, description="Hosts that run a server.")
@@ -85,7 +82,7 @@ class ConsulServers(_Part):
     )
 
 
-class Gateway(_Part):
+class Gateway(Part):
     """One mesh gateway: a host with a Consul client agent and an Envoy."""
 
     host: Name
@@ -94,7 +91,7 @@ class Gateway(_Part):
     units: list[str] = ["consul", "mesh-gateway"]
 
 
-class Datacenter(_Part):
+class Datacenter(Part):
     """One Consul datacenter and the machines under it."""
 
     name: Name
@@ -104,7 +101,7 @@ class Datacenter(_Part):
     gateways: list[Gateway] = []
 
 
-class Holder(_Part):
+class Holder(Part):
     """
     Somebody or something that keeps unseal shares.
 
@@ -129,14 +126,14 @@ class Holder(_Part):
     )
 
 
-class Snapshots(_Part):
+class Snapshots(Part):
     """Where raft snapshots are kept, and how old the newest may be."""
 
     directory: str | None = None
     max_age_hours: float = Field(default=26.0, gt=0)
 
 
-class Vault(_Part):
+class Vault(Part):
     """The Vault cluster: secrets core and certificate authority."""
 
     nodes: list[Name] = Field(min_length=1, description="Hosts that run a node.")
@@ -172,7 +169,7 @@ class Vault(_Part):
     snapshots: Snapshots = Snapshots()
 
 
-class Upstream(_Part):
+class Upstream(Part):
     """A service as its caller's sidecar offers it."""
 
     service: Name
@@ -180,7 +177,7 @@ class Upstream(_Part):
     datacenter: Name | None = Field(default=None, description="Only this datacenter's instances.")
 
 
-class Service(_Part):
+class Service(Part):
     """One instance of a service, with its sidecar, on one host."""
 
     name: Name
@@ -193,7 +190,7 @@ class Service(_Part):
     upstreams: list[Upstream] = []
 
 
-class Intention(_Part):
+class Intention(Part):
     """Who may call whom; everything else is denied."""
 
     source: Name
@@ -201,7 +198,7 @@ class Intention(_Part):
     action: Literal["allow", "deny"] = "allow"
 
 
-class Certificate(_Part):
+class Certificate(Part):
     """A server certificate on a host's disk."""
 
     host: Name
@@ -214,7 +211,7 @@ class Certificate(_Part):
     )
 
 
-class Component(_Part):
+class Component(Part):
     """Anything else that must boot: the Prefect server, a database, a resolver."""
 
     name: Name
@@ -229,7 +226,7 @@ class Component(_Part):
     )
 
 
-class Mesh(_Part):
+class Mesh(Part):
     """A whole mesh; the root of a topology document."""
 
     name: Name
@@ -243,6 +240,8 @@ class Mesh(_Part):
     intentions: list[Intention] = []
     certificates: list[Certificate] = []
     components: list[Component] = []
+    tokens: list[DeclaredToken] = []
+    foreign_tokens: list[ForeignToken] = []
     longest_outage_hours: float = Field(
         default=72.0, gt=0, description="What certificates and the CA token must outlive."
     )
@@ -274,6 +273,10 @@ class Mesh(_Part):
     def datacenter(self, name: str) -> Datacenter:
         """One datacenter by name; `KeyError` if the mesh has none such."""
         return {d.name: d for d in self.datacenters}[name]
+
+    def token(self, role: str) -> DeclaredToken:
+        """One declared token by its role; `KeyError` if the mesh has none such."""
+        return {t.role: t for t in self.tokens}[role]
 
     def datacenter_of(self, host: str) -> Datacenter:
         """The datacenter a host stands in."""
@@ -317,7 +320,8 @@ def _problem(document: Any, error: Any) -> str:
         if isinstance(key, int):
             try:
                 here = here[key]
-                label = here.get("name", key) if isinstance(here, dict) else key
+                named = here if isinstance(here, dict) else {}
+                label = named.get("name", named.get("role", key))
             except (IndexError, KeyError, TypeError):
                 label = key
             path += f"[{label}]"
@@ -339,6 +343,7 @@ def problems_of(mesh: Mesh) -> list[str]:
         *_quorums(mesh),
         *_pki_paths(mesh),
         *_holders(mesh.vault),
+        *declared_tokens.problems(mesh),
         *([] if nameless else boot_graph.problems(mesh)),
     ]
 

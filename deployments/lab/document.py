@@ -12,6 +12,7 @@ from deployments.lab.layout import (
     HOLDER_REGION,
     MESH,
     PRIMARY,
+    SECONDARY,
     SSH_PORT,
     VAULT_PORT,
     LabHost,
@@ -74,6 +75,7 @@ def topology(
             {"source": "reporting-agent", "destination": "payment-processor", "action": "deny"},
         ],
         "certificates": [c for h in layout.hosts for c in _certificates(h)],
+        "tokens": _tokens(),
         "journal": str(layout.directory / "journal.jsonl"),
     }
 
@@ -138,6 +140,46 @@ def _service(host: LabHost, service: LabService) -> dict[str, Any]:
             for name, port, datacenter in service.upstreams
         ],
     }
+
+
+def _tokens() -> list[dict[str, Any]]:
+    """
+    Service tokens of the lab, out of what its day 0 has: identities and one policy.
+
+    Overlap and soak are as short as the lab's consumers are quick.
+    """
+    quick = {"kind": "service", "overlap_seconds": 1.5, "soak_seconds": 2.0}
+    return [
+        {
+            "role": "web-portal",
+            **quick,
+            "service_identities": ["web-portal"],
+            "path": "services/web-portal",
+            "consumers": ["web-portal"],
+            "may": ["leaf sign web-portal", "service read payment-processor"],
+            "may_not": ["leaf sign payment-processor", "kv read payments/config"],
+        },
+        {
+            "role": "reporting-agent",
+            **quick,
+            "policies": ["mesh-catalog-read"],
+            "path": "services/reporting-agent",
+            "consumers": ["reporting-agent"],
+            "may": ["service read payment-processor"],
+            "may_not": ["kv write reports/daily", "acl read"],
+        },
+        {
+            "role": "payments-eu",
+            **quick,
+            "service_identities": ["payment-processor"],
+            "datacenters": [SECONDARY],
+            "local": True,
+            "path": "services/payments-eu",
+            "consumers": ["payment-processor"],
+            "may": ["leaf sign payment-processor"],
+            "may_not": ["leaf sign web-portal", "operator read"],
+        },
+    ]
 
 
 def _certificates(host: LabHost) -> list[dict[str, str]]:

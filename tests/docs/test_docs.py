@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from blocks import boot_graph, topology
+from blocks import boot_graph, declared_tokens, topology
 from blocks.mesh import read_mesh
 from deployments import apply, cli, words
 from flows import registry
@@ -44,10 +44,11 @@ MAKE_COMMANDS = list(commands("make"))
 def _models() -> dict[str, type[BaseModel]]:
     return {
         name: model
-        for name, model in vars(topology).items()
+        for module in (topology, declared_tokens)
+        for name, model in vars(module).items()
         if isinstance(model, type)
         and issubclass(model, BaseModel)
-        and model.__module__ == topology.__name__
+        and model.__module__ == module.__name__
         and not name.startswith("_")
     }
 
@@ -201,6 +202,12 @@ def test_the_example_shows_what_there_is_to_declare():
     assert {i.action for i in mesh.intentions} == {"allow", "deny"}
     assert all(len(d.consul.servers) == 3 for d in mesh.datacenters)
     assert any(c.needs for c in mesh.components)
+    assert (
+        {t.local for t in mesh.tokens}
+        == {t.drift == "report" for t in mesh.tokens}
+        == {True, False}
+    )
+    assert {bool(f.accessor) for f in mesh.foreign_tokens} == {True, False}
     assert all(host.host_key for _, host in mesh.hosts())
 
 

@@ -1,0 +1,167 @@
+"""
+Which ACL tokens a mesh has: declared as roles, without a secret, without I/O.
+
+A role has one live token. What it grants, where its secret lies in Vault, who
+consumes it and what proves it stand here; which token that is at the moment
+stands in Vault and Consul alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from pydantic import Field
+
+from blocks.nearest import did_you_mean
+from blocks.parts import Name, Part
+
+if TYPE_CHECKING:
+    from blocks.topology import Mesh
+
+TokenKind = Literal[
+    "service",
+    "agent",
+    "default",
+    "replication",
+    "config_file_service_registration",
+    "ca-provider",
+    "dynamic",
+    "gossip",
+]
+BUILT: tuple[TokenKind, ...] = ("service",)
+Resource = Literal["kv read", "kv write", "service read", "leaf sign", "acl read", "operator read"]
+
+# Secrets that the boot makes and that other runbooks look after.
+_RESERVED = ("consul/bootstrap", "consul/ca-token", "consul/tokens/", "approvals/")
+_WITHOUT_NAME = {"acl read", "operator read"}
+
+
+class Permission(NamedTuple):
+    """One thing that a token may or may not do, and that can be tried without changing anything."""
+
+    resource: Resource
+    name: str  # key, or service; empty where there is but one
+
+    def __str__(self) -> str:
+        return f"{self.resource} {self.name}".strip()
+
+
+class DeclaredToken(Part):
+    """A role that has one live ACL token."""
+
+    role: Name = Field(description="Name of the role; its tokens carry it in their description.")
+    kind: TokenKind = Field(description="How its consumers get it, and how that is proven.")
+    policies: list[str] = Field(default=[], description="Names of ACL policies.")
+    roles: list[str] = Field(default=[], description="Names of ACL roles.")
+    service_identities: list[str] = Field(default=[], description="Names of services.")
+    node_identities: list[Name] = Field(default=[], description="Hosts of the mesh.")
+    datacenters: list[Name] = Field(
+        default=[], description="Where it is used and proven; all datacenters if none is named."
+    )
+    local: bool = Field(default=False, description="Exists in its one datacenter only.")
+    path: str = Field(description="Path of its secret below `vault.kv_mount`.")
+    consumers: list[Name] = Field(
+        default=[], description="Services that use it: healthy in the catalog while they can."
+    )
+    may: list[str] = Field(min_length=1, description="What it must be allowed.")
+    may_not: list[str] = Field(min_length=1, description="What it must be denied.")
+    drift: Literal["put back", "report"] = Field(
+        default="put back", description="What becomes of a token that was edited by hand."
+    )
+    overlap_seconds: float = Field(
+        default=60.0, ge=0, description="How long old and new both work, for consumers to adopt."
+    )
+    soak_seconds: float = Field(
+        default=60.0, ge=0, description="How long the old one stands disarmed before it is revoked."
+    )
+    max_age_hours: float = Field(default=720.0, gt=0, description="Older than this it is due.")
+
+
+class ForeignToken(Part):
+    """Tokens in Consul that are none of the runbooks' business."""
+
+    accessor: str | None = Field(default=None, description="The one with this accessor.")
+    description: str | None = Field(
+        default=None, description="Those whose description is this; `*` at its end for any rest."
+    )
+
+
+def permission(text: str) -> Permission | None:
+    """What a line of `may` or `may_not` means; None if it means nothing."""
+    words = text.split()
+    resource, name = " ".join(words[:2]), " ".join(words[2:])
+    for known in get_args(Resource):
+        if resource == known and bool(name) != (known in _WITHOUT_NAME) and " " not in name:
+            return Permission(known, name)
+    return None
+
+
+def permissions(lines: list[str]) -> list[Permission]:
+    """What the lines of a checked `may` or `may_not` mean."""
+    return [found for line in lines if (found := permission(line))]
+
+
+def problems(mesh: Mesh) -> Iterator[str]:
+    """Everything about a well-formed `tokens` section that could not be, one line each."""
+    for what, values in (
+        ("tokens.role", [t.role for t in mesh.tokens]),
+        ("tokens.path", [t.path.strip("/") for t in mesh.tokens]),
+    ):
+        for value, count in Counter(values).items():
+            if count > 1:
+                yield f"{what}: {value} is there {count} times"
+    for token in mesh.tokens:
+        where = f"tokens[{token.role}]"
+        if token.kind not in BUILT:
+            yield f"{where}.kind: {token.kind} is not rotated yet; known are {', '.join(BUILT)}"
+        yield from _path(where, token.path)
+        yield from _grants(where, token, mesh)
+        yield from _places(where, token, mesh)
+        for field, lines in (("may", token.may), ("may_not", token.may_not)):
+            for line in lines:
+                if permission(line) is None:
+                    yield f"{where}.{field}: {_unlike(line)}"
+        for line in sorted(set(token.may) & set(token.may_not)):
+            yield f"{where}.may_not: {line} is in may too"
+    for number, foreign in enumerate(mesh.foreign_tokens):
+        if (foreign.accessor is None) == (foreign.description is None):
+            yield f"foreign_tokens[{number}]: name either an accessor or a description"
+
+
+def _unlike(line: str) -> str:
+    known = [r if r in _WITHOUT_NAME else f"{r} NAME" for r in get_args(Resource)]
+    return f"{line!r} is none of {', '.join(known)}{did_you_mean(line, known)}"
+
+
+def _path(where: str, path: str) -> Iterator[str]:
+    if not path.strip("/") or path != path.strip("/") or "//" in path or " " in path:
+        yield f"{where}.path: {path!r} is no path such as services/web-portal"
+    elif any(path == r.rstrip("/") or (r[-1] == "/" and path.startswith(r)) for r in _RESERVED):
+        yield f"{where}.path: {path} belongs to the runbooks themselves"
+
+
+def _grants(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
+    granted = [token.policies, token.roles, token.service_identities, token.node_identities]
+    if not any(granted):
+        yield f"{where}: grants nothing: it needs policies, roles or identities"
+    if "global-management" in token.policies:
+        yield f"{where}.policies: global-management is for no consumer"
+    hosts = {host.name for _, host in mesh.hosts()}
+    for name in token.node_identities:
+        if name not in hosts:
+            yield f"{where}.node_identities: {name} is no host"
+
+
+def _places(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
+    known = {dc.name for dc in mesh.datacenters}
+    for name in token.datacenters:
+        if name not in known:
+            yield f"{where}.datacenters: {name} is none of the datacenters"
+    if token.local and len(token.datacenters) != 1:
+        yield f"{where}.datacenters: a local token needs exactly one"
+    services = {service.name for service in mesh.services}
+    for name in token.consumers:
+        if name not in services:
+            yield f"{where}.consumers: {name} is no service"
