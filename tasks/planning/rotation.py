@@ -1,0 +1,353 @@
+"""
+What a token rotation has to do, decided from what Vault and Consul show.
+
+For each role one way leads from any state that a kill can leave, or a person,
+to one live token: grow before shrink, and what consumers read is never taken
+away. An interrupted rotation is finished before a new one of its role begins.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import groupby
+from typing import Any, Literal
+
+from blocks.declared_tokens import DeclaredToken, ForeignToken
+from blocks.topology import Mesh
+from tasks.planning.plan import Refusal, compress
+from tasks.planning.tokens_seen import (
+    ANONYMOUS,
+    Slots,
+    TokenSeen,
+    TokensSeen,
+    age_text,
+    declared_grants,
+    description,
+)
+
+Do = Literal[
+    "put back",  # a live token grants again what is declared
+    "withdraw",  # a pending one that nobody was given goes
+    "store",  # ids chosen, in Vault, pending
+    "create",  # in Consul with these ids, as declared
+    "prove",  # what it must and must not, in every datacenter
+    "promote",  # consumers read it from Vault from now on
+    "adopt",  # both work; consumers are well
+    "disarm",  # the old one grants nothing
+    "soak",  # watched meanwhile, armed again at once
+    "revoke",  # gone, 403 everywhere
+    "forget",  # gone from Vault too
+]
+# The order that holds for every role: each way is a part of it.
+ORDER: tuple[Do, ...] = Do.__args__  # type: ignore[attr-defined]
+NEW: tuple[Do, ...] = ("store", "create", "prove", "promote")
+RETIRE: tuple[Do, ...] = ("adopt", "disarm", "soak", "revoke", "forget")
+ACTIONS: dict[str, frozenset[Do]] = {
+    "put back": frozenset({"put back"}),
+    "issue": frozenset({"withdraw", "store", "create"}),
+    "adopt": frozenset({"prove", "promote", "adopt"}),
+    "disarm": frozenset({"disarm"}),
+    "revoke": frozenset({"soak", "revoke", "forget"}),
+}
+_LATER = {
+    "adopt": "proven, then read by its consumers while both work",
+    "disarm": "the one before grants nothing from then on, until it is revoked",
+    "revoke": "after the soak, with proof of 403",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an operator may say about a rotation."""
+
+    roles: tuple[str, ...] = ()  # all if none is named
+    older_than_hours: float | None = None  # else each role's own age
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """The way of one role, or of one token that no role has."""
+
+    role: str
+    steps: tuple[Do, ...]
+    reason: str
+    age: timedelta | None = None  # of the live token
+    replaces: bool = False  # the current token becomes the previous one
+    old: str = ""  # accessor of the one to disarm and revoke
+    old_at: str = ""  # datacenter in which that can be changed
+    orphan: bool = False
+
+
+@dataclass(frozen=True)
+class RotationPlan:
+    """The ways of all roles. With a refusal nothing may be changed."""
+
+    tokens: tuple[TokenPlan, ...] = ()
+    blocked: tuple[Refusal, ...] = ()  # roles that are left as they are, and why
+    refusals: tuple[Refusal, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def todo(self) -> tuple[TokenPlan, ...]:
+        """Those with something to do."""
+        return tuple(token for token in self.tokens if token.steps)
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """
+        The plan as a table: `keep`, then what is done in its order, roles alike in one row.
+
+        Only the first row of a role says why.
+        """
+        rows: list[dict[str, Any]] = []
+        told: set[tuple[str, str]] = set()
+        number = 0
+        for action, steps in ACTIONS.items():
+            does = [t for t in self.todo if steps & set(t.steps)]
+            if not does:
+                continue
+            number += 1
+            whys: dict[str, list[TokenPlan]] = {}
+            for token in does:
+                first = (token.role, token.old) not in told
+                whys.setdefault(token.reason if first else _LATER[action], []).append(token)
+                told.add((token.role, token.old))
+            for why, alike in whys.items():
+                waits = str(number - 1) if number > 1 else "-"
+                rows.append(_row(number, action, alike, why, waits))
+        kept = sorted((t for t in self.tokens if not t.steps), key=lambda t: t.reason)
+        for why, same in groupby(kept, key=lambda t: t.reason):
+            rows.append(_row(number + 1, "keep", list(same), why, "-"))
+        return rows
+
+
+def _row(number: int, action: str, tokens: list[TokenPlan], why: str, waits: str) -> dict[str, Any]:
+    ages = sorted(token.age for token in tokens if token.age is not None)
+    if ages:
+        oldest, youngest = age_text(ages[-1]), age_text(ages[0])
+        span = oldest if oldest == youngest else f"{youngest} to {oldest}"
+        why = f"{why} ({span} old)"
+    return {
+        "step": number,
+        "action": action,
+        "targets": compress(token.role for token in tokens),
+        "reason": why,
+        "waits_for": waits,
+    }
+
+
+def plan_rotation(mesh: Mesh, seen: TokensSeen, options: Options) -> RotationPlan:
+    """Every role's way to one live token, and what of Consul's tokens no role has."""
+    chosen = [t for t in mesh.tokens if not options.roles or t.role in options.roles]
+    if refusals := tuple(_own(seen, chosen)):
+        return RotationPlan(refusals=refusals)
+    plans: list[TokenPlan] = []
+    blocked: list[Refusal] = []
+    notices: list[str] = []
+    times = Counter(a for t in chosen for a in seen.held.get(t.role, Slots()))
+    for token in chosen:
+        if reasons := [*_blocked(seen, token), *_confused(mesh, seen, token, times)]:
+            blocked += reasons
+            continue
+        plan = _plan(mesh, seen, token, options)
+        plans.append(plan)
+        if drift := _drift(mesh, seen, token):
+            after = "is put back" if "put back" in plan.steps else "is left so, as declared"
+            notices.append(f"{token.role}: {drift}; it {after}")
+    swept = list(_orphans(mesh, seen, options, {r.where for r in blocked}))
+    notices += _strangers(mesh, seen)
+    return RotationPlan((*plans, *swept), tuple(blocked), notices=tuple(notices))
+
+
+def _own(seen: TokensSeen, chosen: Iterable[DeclaredToken]) -> Iterator[Refusal]:
+    for token in chosen:
+        if seen.own and seen.own in set(seen.held.get(token.role, Slots())):
+            yield Refusal(
+                "this run works with that very token, and nobody saws off the branch he sits on",
+                f"leave {token.role} out with --set roles=..., and rotate it in a run of its own "
+                "with another management token in MESH_CONSUL_TOKEN",
+                token.role,
+            )
+
+
+def _blocked(seen: TokensSeen, token: DeclaredToken) -> Iterator[Refusal]:
+    if error := seen.unreadable.get(token.role):
+        yield Refusal(
+            f"what Vault keeps at {token.path} cannot be read: {error}",
+            "make the path readable and writable for the runbooks, or correct what lies there",
+            token.role,
+        )
+    for what, names, known in (
+        ("policy", token.policies, seen.policies),
+        ("role", token.roles, seen.roles),
+    ):
+        for name in names:
+            if name not in known:
+                yield Refusal(
+                    f"Consul has no ACL {what} {name}",
+                    f"create it, or correct the role's {'policies' if what == 'policy' else 'roles'}"
+                    " in the topology; its live token was left as it is",
+                    token.role,
+                )
+
+
+def _confused(
+    mesh: Mesh, seen: TokensSeen, token: DeclaredToken, times: Counter[str]
+) -> Iterator[Refusal]:
+    """Whatever a person wrote into Vault: what one role revokes, none may read."""
+    for accessor in sorted(set(seen.held.get(token.role, Slots()))):
+        found = seen.find(accessor, mesh.primary)
+        of = found[1].role if found else ""
+        if times[accessor] > 1 or of not in {"", token.role}:
+            yield Refusal(
+                f"Vault has token {accessor} at {token.path} and in another place"
+                if times[accessor] > 1
+                else f"Vault has token {accessor} at {token.path}, which is one of {of}",
+                f"take it out at {token.path}, or delete that secret: then a new token is issued",
+                token.role,
+            )
+
+
+def home(mesh: Mesh, token: DeclaredToken) -> str:
+    """The datacenter in which a role's tokens are created."""
+    return token.datacenters[0] if token.local else mesh.primary
+
+
+def _as_declared(mesh: Mesh, token: DeclaredToken, found: TokenSeen) -> bool:
+    return found.grants == declared_grants(mesh, token) and found.description == description(
+        token.role
+    )
+
+
+def _plan(mesh: Mesh, seen: TokensSeen, token: DeclaredToken, options: Options) -> TokenPlan:
+    slots = seen.held.get(token.role, Slots())
+    current = seen.find(slots.current, mesh.primary)
+    before = seen.find(slots.previous, mesh.primary)
+    limit = token.max_age_hours if options.older_than_hours is None else options.older_than_hours
+    age = seen.at - current[1].created if current else None
+    mend: tuple[Do, ...] = ()
+    if current and token.drift == "put back" and not _as_declared(mesh, token, current[1]):
+        mend = ("put back",)
+
+    def way(reason: str, new: tuple[Do, ...]) -> TokenPlan:
+        """A new token; afterwards the one it replaces goes, or the one before that still stands."""
+        if current:
+            old = (slots.current, current[0])
+            return TokenPlan(token.role, (*mend, *new, *RETIRE), reason, age, True, *_names(old))
+        steps = (*new, *_retire(slots, before))
+        return TokenPlan(
+            token.role, steps, reason, age, False, *_names((slots.previous, before and before[0]))
+        )
+
+    if slots.previous and current:
+        # What an earlier run began is ended first, and nothing else done with the role.
+        spare: tuple[Do, ...] = ("withdraw",) if slots.pending else ()
+        return TokenPlan(
+            token.role,
+            (*mend, *spare, *_retire(slots, before)),
+            "an earlier run replaced it and did not end",
+            age,
+            False,
+            *_names((slots.previous, before and before[0])),
+        )
+    if slots.pending:
+        there = seen.find(slots.pending, mesh.primary)
+        if there and (there[0], there[1].local) != (home(mesh, token), token.local):
+            return way("one is pending that fits no more", ("withdraw", *NEW))
+        if there and _as_declared(mesh, token, there[1]):
+            return way("created by an earlier run, not promoted yet", NEW[2:])
+        return way("stored by an earlier run, not created yet", NEW[1:])
+    if current is None:
+        return way("no token yet" if slots.current is None else "Consul has it no more", NEW)
+    if (current[0], current[1].local) != (home(mesh, token), token.local):
+        return way(f"declared {'local' if token.local else 'for all datacenters'}", NEW)
+    assert age is not None
+    if age >= timedelta(hours=limit):
+        return way(f"due after {age_text(timedelta(hours=limit))}", NEW)
+    if mend:
+        return TokenPlan(token.role, mend, "edited by hand, or declared otherwise", age)
+    return TokenPlan(token.role, (), f"not due before {age_text(timedelta(hours=limit))}", age)
+
+
+def _names(old: tuple[str | None, str | None]) -> tuple[str, str]:
+    return old[0] or "", old[1] or ""
+
+
+def _retire(slots: Slots[str], before: tuple[str, TokenSeen] | None) -> tuple[Do, ...]:
+    """What is left to do with the previous token."""
+    if slots.previous is None:
+        return ()
+    if before is None:
+        return ("forget",)  # gone already
+    return RETIRE if before[1].grants else RETIRE[2:]
+
+
+def _drift(mesh: Mesh, seen: TokensSeen, token: DeclaredToken) -> str:
+    """How a live token differs from what is declared; empty if it does not."""
+    found = seen.find(seen.held.get(token.role, Slots()).current, mesh.primary)
+    if found is None:
+        return ""
+    has, wanted = found[1].grants, declared_grants(mesh, token)
+    parts = []
+    for what in ("policies", "roles", "services", "nodes"):
+        more = sorted(getattr(has, what) - getattr(wanted, what))
+        less = sorted(getattr(wanted, what) - getattr(has, what))
+        parts += [f"{what} without {', '.join(less)}"] if less else []
+        parts += [f"{what} beside: {', '.join(more)}"] if more else []
+    if found[1].description != description(token.role):
+        parts.append("another description")
+    return f"its token {found[1].accessor} has {'; '.join(parts)}" if parts else ""
+
+
+def _orphans(
+    mesh: Mesh, seen: TokensSeen, options: Options, blocked: set[str]
+) -> Iterator[TokenPlan]:
+    """Tokens that this runbook made and no role holds: of a removed role, of an older Vault."""
+    held = {accessor for slots in seen.held.values() for accessor in slots}
+    untouched = blocked | set(seen.unreadable)
+    for where, token in seen.every(mesh.primary):
+        if not token.role or token.accessor in held or foreign(mesh.foreign_tokens, token):
+            continue
+        if token.role in untouched or (options.roles and token.role not in options.roles):
+            continue
+        steps: tuple[Do, ...] = ("disarm", "soak", "revoke") if token.grants else ("soak", "revoke")
+        yield TokenPlan(
+            token.role,
+            steps,
+            f"token {token.accessor} is none that Vault holds for this role",
+            seen.at - token.created,
+            False,
+            token.accessor,
+            where,
+            True,
+        )
+
+
+def _strangers(mesh: Mesh, seen: TokensSeen) -> Iterator[str]:
+    held = {accessor for slots in seen.held.values() for accessor in slots}
+    for where, token in seen.every(mesh.primary):
+        known = (
+            token.role
+            or token.accessor in {ANONYMOUS, seen.own, *held}
+            or token.description in seen.of_the_boot
+            or foreign(mesh.foreign_tokens, token)
+        )
+        if not known:
+            about = f' "{token.description}"' if token.description else ""
+            yield (
+                f"{where}: token {token.accessor}{about} is neither declared nor in foreign_tokens; "
+                "it was left alone"
+            )
+
+
+def foreign(allowed: Iterable[ForeignToken], token: TokenSeen) -> bool:
+    """Whether a token is declared to be none of the runbooks' business."""
+    for entry in allowed:
+        text = entry.description
+        if entry.accessor == token.accessor or text == token.description:
+            return True
+        if text and text.endswith("*") and token.description.startswith(text[:-1]):
+            return True
+    return False
