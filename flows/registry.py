@@ -16,6 +16,7 @@ RUNBOOKS: dict[str, str] = {
     "boot-readiness": "flows.boot_readiness:boot_readiness",
     "vault-maintenance": "flows.vault_maintenance:vault_maintenance",
     "snapshot": "flows.snapshot:snapshot",
+    "token-rotation": "flows.token_rotation:token_rotation",
 }
 
 

@@ -152,6 +152,42 @@ def await_replication(
     )
 
 
+@step("index {index} in {secondary.name}")
+def await_index(
+    connections: Connections,
+    secondary: Datacenter,
+    token: SecretStr,
+    index: int,
+    *,
+    deadline: float = 60.0,
+) -> None:
+    """
+    Wait until ACL replication to a secondary has come to one change of a token.
+
+    Asks for no list, so that thousands of tokens cost as little as one. A token
+    must not be used there before: the refusal is remembered for `acl.token_ttl`.
+
+    Raises:
+        NotConverged: not within `deadline` seconds.
+    """
+
+    def there() -> bool:
+        status = consul.operator_get(connections, secondary, token, "/v1/acl/replication") or {}
+        have = int(status.get("ReplicatedTokenIndex") or 0)
+        if have < index:
+            raise Transient(f"tokens at {have} of {index}", where=secondary.name)
+        return True
+
+    wait_until(
+        there,
+        "ACL replication to catch up",
+        deadline=deadline,
+        where=secondary.name,
+        every=0.1,
+        remedy="does its replication token live? its leader's log says what replication fails on",
+    )
+
+
 def look_at_reach(
     connections: Connections, source: Datacenter, target: Datacenter, token: SecretStr
 ) -> tuple[bool, str]:

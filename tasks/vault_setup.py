@@ -229,11 +229,11 @@ def setup_state(api: Api, mesh: Mesh) -> Literal["partial", "done"]:
 
 
 def read_secret(api: Api, mesh: Mesh, path: str) -> tuple[dict[str, Any] | None, int]:
-    """A secret's data and version; (None, 0) if there is none."""
-    answer = api.get(f"/v1/{mesh.vault.kv_mount}/data/{path}")
-    if answer.status == 404:
+    """A secret's data and version; (None, 0) if there is none, (None, version) if it was deleted."""
+    answer = api.get(f"/v1/{mesh.vault.kv_mount}/data/{path}", answers=(404,))
+    data = answer.json(dict).get("data")
+    if answer.status == 404 and not data:
         return None, 0
-    data = answer.json(dict)["data"]
     return data.get("data"), int(data["metadata"]["version"])
 
 

@@ -177,7 +177,14 @@ def test_the_runbooks_are_listed_with_a_line_and_their_parameters(mesh: Command)
     assert ran.status == 0
     assert "sample\n    Do as a test says.\n    behaviour  change | nothing" in ran.out
     names = [book["name"] for book in data]
-    assert names == ["cold-boot", "boot-readiness", "vault-maintenance", "snapshot", "sample"]
+    assert names == [
+        "cold-boot",
+        "boot-readiness",
+        "vault-maintenance",
+        "snapshot",
+        "token-rotation",
+        "sample",
+    ]
     assert all(p["description"] for book in data for p in book["parameters"])
 
 

@@ -28,7 +28,7 @@ from tests.deploy.server import (
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-RUNBOOKS = ("boot-readiness", "cold-boot", "snapshot", "vault-maintenance")
+RUNBOOKS = ("boot-readiness", "cold-boot", "snapshot", "token-rotation", "vault-maintenance")
 SLUGS = ("aws-account", "host-access", "mesh-topology", "proxmox-cluster")
 
 
@@ -88,7 +88,9 @@ def test_a_wrong_value_is_refused_at_creation(prefect_server: PrefectServer, dep
     assert refused.value.response.status_code == 409
 
 
-@pytest.mark.parametrize(("name", "hour"), [("snapshot", 2), ("boot-readiness", 6)])
+@pytest.mark.parametrize(
+    ("name", "hour"), [("snapshot", 2), ("token-rotation", 3), ("boot-readiness", 6)]
+)
 def test_a_schedule_really_produces_runs(
     prefect_server: PrefectServer, deployed: Deployed, name: str, hour: int
 ):

@@ -41,6 +41,7 @@ _EARLY = (
     "flows.cold_boot",
     "flows.execution",
     "flows.snapshot",
+    "flows.token_rotation",
     "flows.vault_maintenance",
     "tests.harness.inject",
 )

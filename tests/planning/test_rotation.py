@@ -382,7 +382,7 @@ def test_a_proof_that_fails_leaves_the_old_token_as_it_was():
     before = world.copy()
     (token,) = plan(world).todo
     for step in ("store", "create"):
-        world.do(step, token)  # type: ignore[arg-type]
+        world.do(step, token)
     for parts in (1, 2):
         partly = world.copy()
         partly.do("withdraw", token, parts=parts)

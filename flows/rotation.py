@@ -1,0 +1,155 @@
+"""A rotation under way: batches of roles, step by step, the old armed again if anything fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pydantic import SecretStr
+
+from flows.run import Run, Stage
+from tasks import federation, rotation_steps, stopping
+from tasks.planning.rotation import Do
+from tasks.rotation_steps import Item
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a rotation may go, and how much of it may fail."""
+
+    batch_size: int
+    max_in_flight: int
+    error_threshold: int
+    soak_seconds: float | None  # else each role's own
+
+
+@dataclass
+class Rotation:
+    """One rotation under way; `items` know what became of them."""
+
+    run: Run
+    items: Sequence[Item]
+    management: SecretStr
+    pace: Pace
+    begun: list[Item] = field(default_factory=list, init=False)
+    _index: int = field(default=0, init=False)
+    _suffix: str = field(default="", init=False)
+
+    @property
+    def failed(self) -> list[Item]:
+        """Those that ended before their end, by their own fault."""
+        return [item for item in self.items if item.failed_at]
+
+    @property
+    def left_out(self) -> list[Item]:
+        """Those whose batch was not begun, because too many had failed."""
+        begun = set(map(id, self.begun))
+        return [item for item in self.items if id(item) not in begun]
+
+    def carry_out(self) -> None:
+        """All items in batches, until too many have failed; orphans when the roles are done."""
+        size = self.pace.batch_size
+        roles = [item for item in self.items if not item.plan.orphan]
+        orphans = [item for item in self.items if item.plan.orphan]
+        batches = [b[n : n + size] for b in (roles, orphans) for n in range(0, len(b), size)]
+        for number, batch in enumerate(batches, 1):
+            if len(self.failed) >= self.pace.error_threshold:
+                self.run.notice(
+                    f"stopped after {len(self.failed)} failures: "
+                    f"{len(self.left_out)} more were to do"
+                )
+                return
+            self.begun += batch
+            self._suffix = f" {number} of {len(batches)}" if len(batches) > 1 else ""
+            self._batch(batch)
+
+    def _batch(self, batch: Sequence[Item]) -> None:
+        self._do("put back", batch)
+        self._do("withdraw", batch)
+        self._do("store", batch)
+        self._do("create", batch)
+        self._replicated()
+        self._do("prove", batch)
+        self._withdraw_unproven(batch)
+        self._do("promote", batch)
+        self._overlap(batch)
+        self._do("adopt", batch)
+        with self._armed_again_on_failure(batch):
+            self._do("disarm", batch)
+            self._replicated()
+            self._soak(batch)
+        self._do("revoke", batch)
+        self._do("forget", batch)
+
+    def _do(self, what: Do, batch: Sequence[Item]) -> None:
+        if todo := _with(what, batch):
+            with self._stage(what, todo) as stage:
+                index = rotation_steps.carry_out(
+                    self.run.connections,
+                    what,
+                    todo,
+                    self.management,
+                    workers=self.pace.max_in_flight,
+                )
+                self._index = max(self._index, index)
+                stage.done(count=sum(not item.failed_at for item in todo))
+
+    @contextmanager
+    def _stage(self, name: str, items: Sequence[Item]) -> Iterator[Stage]:
+        with self.run.stage(f"{name}{self._suffix}", of=len(items)) as stage:
+            yield stage
+
+    def _replicated(self) -> None:
+        """Every datacenter has what was changed in the primary."""
+        index, self._index = self._index, 0
+        for dc in self.run.mesh.secondaries if index else []:
+            federation.await_index(self.run.connections, dc, self.management, index)
+
+    def _withdraw_unproven(self, batch: Sequence[Item]) -> None:
+        unproven = [item for item in batch if item.failed_at in {"create", "prove"}]
+        if unproven:
+            with self._stage("withdraw", unproven):
+                rotation_steps.carry_out(
+                    self.run.connections,
+                    "withdraw",
+                    unproven,
+                    self.management,
+                    workers=self.pace.max_in_flight,
+                )
+
+    def _overlap(self, batch: Sequence[Item]) -> None:
+        if todo := _with("adopt", batch):
+            seconds = max(item.role.overlap_seconds for item in todo)
+            with self._stage("overlap", todo) as stage:
+                ends = time.monotonic() + seconds
+                while (left := ends - time.monotonic()) > 0:
+                    stage.say(f"old and new both work, {left:.0f} s left")
+                    stopping.pause(min(1.0, left))
+
+    def _soak(self, batch: Sequence[Item]) -> None:
+        if todo := _with("soak", batch):
+            seconds = self.pace.soak_seconds
+            if seconds is None:
+                seconds = max(item.soak_seconds for item in todo)
+            with self._stage("soak", todo) as stage:
+                rotation_steps.watch(
+                    self.run.connections, todo, self.management, seconds, tell=stage.say
+                )
+
+    @contextmanager
+    def _armed_again_on_failure(self, batch: Sequence[Item]) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            # A stop too: nobody would watch the consumers from then on.
+            rotation_steps.rearm(self.run.connections, batch, self.management)
+            raise
+        stumbled = [item for item in batch if item.failed_at]
+        rotation_steps.rearm(self.run.connections, stumbled, self.management)
+
+
+def _with(what: Do, batch: Sequence[Item]) -> list[Item]:
+    """Those whose way has this step, and that have not failed."""
+    return [item for item in batch if what in item.plan.steps and not item.failed_at]

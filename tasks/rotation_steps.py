@@ -1,0 +1,369 @@
+"""
+The steps of a token rotation, each for many roles at once.
+
+Each looks at what stands or repeats harmlessly, so that a step that is run
+again, in this run or after a kill, leaves what once would have left. What one
+role's fault is stays with that role; what may pass by itself is repeated with
+the whole step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
+
+from blocks.declared_tokens import DeclaredToken
+from blocks.errors import MeshError, NotConverged, Transient
+from tasks import acl_tokens, record, stopping, token_proof, token_store
+from tasks.planning.rotation import Do, TokenPlan, home
+from tasks.step import fan_out, step
+from tasks.stopping import Stopped
+from tasks.token_clients import Clients
+from tasks.token_store import Document, Held
+from tasks.token_survey import unwell
+from tasks.waiting import wait_until
+
+if TYPE_CHECKING:
+    from blocks.mesh import Connections
+    from blocks.topology import Mesh
+
+REFUSED_DEADLINE = 90.0  # a datacenter may remember a token for `acl.token_ttl`, 30 s
+WELL_DEADLINE = 30.0
+WATCH_SECONDS = 0.5
+SOAK_SECONDS: float = DeclaredToken.model_fields["soak_seconds"].default
+
+
+class Item:
+    """
+    One role under way (or one token that no role has), with its secrets in memory.
+
+    No dataclass: Prefect walks through those.
+    """
+
+    def __init__(self, plan: TokenPlan, token: DeclaredToken | None, document: Document) -> None:
+        self.plan, self.token, self.document = plan, token, document
+        self.chosen: Held | None = None  # the new token's ids, the same in a repeated step
+        self.image: dict[str, Any] | None = None  # what arms the old token again
+        self.disarmed = "soak" in plan.steps and "disarm" not in plan.steps
+        self.failed_at = ""
+        self.error = ""
+
+    def __repr__(self) -> str:
+        return f"Item({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        """The role; with the accessor of a token that it does not have."""
+        return f"{self.plan.role} ({self.plan.old})" if self.plan.orphan else self.plan.role
+
+    @property
+    def role(self) -> DeclaredToken:
+        """What is declared; only orphans have nothing."""
+        assert self.token is not None, self.name
+        return self.token
+
+    @property
+    def soak_seconds(self) -> float:
+        """How long its old token stands disarmed; an orphan's as long as if nothing were said."""
+        return self.token.soak_seconds if self.token else SOAK_SECONDS
+
+    def fail(self, at: str, error: str) -> None:
+        """Nothing more is done with it; the first failure counts."""
+        self.failed_at, self.error = self.failed_at or at, self.error or error
+
+    def datacenters(self, mesh: Mesh) -> list[str]:
+        """Where its token is used."""
+        return self.role.datacenters or [dc.name for dc in mesh.datacenters]
+
+    def consumers(self, mesh: Mesh) -> list[tuple[str, str]]:
+        """Who is to be well, as (service, datacenter)."""
+        if self.token is None:
+            return []
+        there = {(s.name, s.datacenter) for s in mesh.services}
+        pairs = [(c, dc) for c in self.role.consumers for dc in self.datacenters(mesh)]
+        return [pair for pair in pairs if pair in there]
+
+
+@step("{what} declared tokens")
+def carry_out(
+    connections: Connections,
+    what: Do,
+    items: Sequence[Item],
+    management: SecretStr,
+    *,
+    workers: int = 8,
+) -> int:
+    """
+    One step of a rotation for these; the highest index of what changed in the primary.
+
+    A role that fails by its own fault is marked so, and the others go on.
+
+    Raises:
+        Transient: the servers do not serve now; what was done stands.
+    """
+    act = _STEPS[what]
+    indices = [0]
+
+    def some(part: Sequence[Item]) -> None:
+        with Clients(connections, management) as clients:
+            for item in part:
+                stopping.check()
+                try:
+                    indices.append(act(clients, item) or 0)
+                except (Transient, Stopped):
+                    raise
+                except MeshError as error:
+                    item.fail(what, str(error))
+
+    fan_out(some, [part for n in range(workers) if (part := items[n::workers])], workers=workers)
+    return max(indices)
+
+
+def _keep(clients: Clients, item: Item, slots: Any) -> None:
+    item.document = token_store.write(
+        clients.vault, clients.mesh, item.role.path, item.document, slots
+    )
+
+
+def _put_back(clients: Clients, item: Item) -> int | None:
+    current = item.document.slots.current
+    assert current
+    for dc in dict.fromkeys([home(clients.mesh, item.role), clients.mesh.primary]):
+        found = acl_tokens.lookup(clients.consul(dc), current.accessor)
+        if found:
+            body = acl_tokens.declared_body(clients.mesh, item.role)
+            body |= {"Local": bool(found.get("Local"))}
+            index = acl_tokens.change(clients.consul(dc), current.accessor, body)
+            _told(dc, f"token of {item.name} put back as declared", before="edited by hand")
+            return index if dc == clients.mesh.primary else 0
+    raise NotConverged("it is gone since the survey", where=item.name, remedy="run it again")
+
+
+def _withdraw(clients: Clients, item: Item) -> None:
+    slots = item.document.slots
+    if slots.pending is None:
+        return
+    for dc in dict.fromkeys([home(clients.mesh, item.role), clients.mesh.primary]):
+        if acl_tokens.lookup(clients.consul(dc), slots.pending.accessor):
+            acl_tokens.revoke(clients.consul(dc), slots.pending.accessor)
+            _told(dc, f"pending token of {item.name} withdrawn", before=slots.pending.accessor)
+    _keep(clients, item, slots.withdrawn())
+
+
+def _store(clients: Clients, item: Item) -> None:
+    # Check-and-set at the version of the survey: who wrote since then is not written over.
+    item.chosen = item.chosen or token_store.chosen()
+    _keep(clients, item, item.document.slots.storing(item.chosen))
+
+
+def _create(clients: Clients, item: Item) -> int:
+    pending, dc = item.document.slots.pending, home(clients.mesh, item.role)
+    assert pending
+    index = acl_tokens.create(clients.consul(dc), clients.mesh, item.role, pending)
+    _told(dc, f"token of {item.name} created", after=pending.accessor)
+    return index if dc == clients.mesh.primary else 0
+
+
+def _prove(clients: Clients, item: Item) -> None:
+    slots = item.document.slots
+    held = slots.pending or slots.current
+    assert held
+    for dc in item.datacenters(clients.mesh):
+        token_proof.prove(clients.consul(dc), dc, item.role, held)
+
+
+def _promote(clients: Clients, item: Item) -> None:
+    slots = item.document.slots
+    assert slots.pending
+    _keep(clients, item, slots.promoted(replaces=item.plan.replaces))
+    _told("vault", f"token of {item.name} promoted", after=slots.pending.accessor)
+
+
+def _adopt(clients: Clients, item: Item) -> None:
+    # Proven again: since the promotion minutes or, after a kill, days may have passed.
+    _prove(clients, item)
+    pairs = item.consumers(clients.mesh)
+
+    def well() -> bool:
+        if sick := unwell(clients, pairs):
+            raise Transient(_sick(sick))
+        return True
+
+    wait_until(
+        well,
+        f"consumers of {item.name} to be healthy",
+        deadline=WELL_DEADLINE,
+        where=item.name,
+        remedy="mend them first; old and new token both work meanwhile",
+    )
+
+
+def _disarm(clients: Clients, item: Item) -> int:
+    dc = item.plan.old_at
+    item.disarmed = True
+    if (before := acl_tokens.image(clients.consul(dc), item.plan.old)) is None:
+        return 0  # a lost answer: it was done
+    item.image = before
+    index = acl_tokens.disarm(clients.consul(dc), item.plan.old, before)
+    _told(dc, f"old token of {item.name} disarmed", before=item.plan.old)
+    return index if dc == clients.mesh.primary else 0
+
+
+def _rearm(clients: Clients, item: Item) -> int:
+    """The old token grants what it did, or after a kill what is declared."""
+    image = item.image
+    if image is None and item.token is not None:
+        image = acl_tokens.declared_body(clients.mesh, item.role)
+    if image is None or not item.disarmed:
+        return 0
+    api = clients.consul(item.plan.old_at)
+    if (found := acl_tokens.lookup(api, item.plan.old)) is None:
+        return 0
+    index = acl_tokens.change(api, item.plan.old, image | {"Local": bool(found.get("Local"))})
+    item.disarmed = False
+    _told(item.plan.old_at, f"old token of {item.name} armed again", after=item.plan.old)
+    return index if item.plan.old_at == clients.mesh.primary else 0
+
+
+def _revoke(clients: Clients, item: Item) -> None:
+    acl_tokens.revoke(clients.consul(item.plan.old_at), item.plan.old)
+    previous = item.document.slots.previous
+    for dc in clients.mesh.datacenters:
+        api = clients.consul(dc.name)
+
+        def gone(api: Any = api) -> bool:
+            if previous is not None:
+                return acl_tokens.is_refused(api, previous.secret)
+            return acl_tokens.lookup(api, item.plan.old) is None
+
+        wait_until(
+            gone,
+            f"the old token of {item.name} to be refused",
+            deadline=REFUSED_DEADLINE,
+            where=dc.name,
+            remedy="has ACL replication caught up? run it again then",
+        )
+    everywhere = f"403 in {len(clients.mesh.datacenters)} datacenters"
+    _told(
+        item.plan.old_at,
+        f"old token of {item.name} revoked",
+        before=item.plan.old,
+        after=everywhere,
+    )
+
+
+def _forget(clients: Clients, item: Item) -> None:
+    _keep(clients, item, item.document.slots.forgotten())
+
+
+_STEPS: dict[str, Callable[[Clients, Item], int | None]] = {
+    "put back": _put_back,
+    "withdraw": _withdraw,
+    "store": _store,
+    "create": _create,
+    "prove": _prove,
+    "promote": _promote,
+    "adopt": _adopt,
+    "disarm": _disarm,
+    "revoke": _revoke,
+    "forget": _forget,
+}
+
+
+def rearm(
+    connections: Connections, items: Sequence[Item], management: SecretStr, *, workers: int = 8
+) -> None:
+    """
+    The old tokens of these grant again what they did, although the run is to stop.
+
+    Raises:
+        MeshError: one does not; all others were tried.
+    """
+    todo = [item for item in items if item.disarmed]
+    if todo:
+        with stopping.shielded():
+            _arm(connections, todo, management, workers)
+
+
+@step("arm old tokens again")
+def _arm(
+    connections: Connections, items: Sequence[Item], management: SecretStr, workers: int
+) -> None:
+    failed: list[MeshError] = []
+
+    def some(part: Sequence[Item]) -> None:
+        with Clients(connections, management) as clients:
+            for item in part:
+                try:
+                    _rearm(clients, item)
+                except MeshError as error:
+                    failed.append(error)
+
+    fan_out(some, [part for n in range(workers) if (part := items[n::workers])], workers=workers)
+    if failed:
+        raise failed[0]
+
+
+def watch(
+    connections: Connections,
+    items: Sequence[Item],
+    management: SecretStr,
+    seconds: float,
+    *,
+    tell: Callable[[str], object],
+) -> None:
+    """
+    Watch the consumers of disarmed tokens for so many seconds.
+
+    Where one stops being healthy, the old tokens of its roles are armed again
+    at once, and those roles have failed.
+
+    Raises:
+        Transient: at the end Consul did not say how they are.
+    """
+    mesh = connections.topology
+    ends = time.monotonic() + seconds
+    while True:
+        left = ends - time.monotonic()
+        try:
+            # New clients each time: a server may have gone away meanwhile.
+            with Clients(connections, management) as clients:
+                sick = _sick_consumers(clients, items)
+        except Transient:
+            if left <= 0:
+                raise
+            sick = {}
+        hit = [item for item in items if set(item.consumers(mesh)) & sick.keys()]
+        hit = [item for item in hit if not item.failed_at]
+        for item in hit:
+            own = {pair: sick[pair] for pair in item.consumers(mesh) if pair in sick}
+            item.fail(
+                "soak",
+                f"{_sick(own)} while the old token was disarmed: it may still be in use; "
+                "it works again",
+            )
+        rearm(connections, hit, management)
+        if left <= 0:
+            return
+        tell(f"{left:.0f} s left")
+        stopping.pause(min(WATCH_SECONDS, left))
+
+
+def _sick_consumers(clients: Clients, items: Iterable[Item]) -> dict[tuple[str, str], str]:
+    pairs = [pair for item in items if not item.failed_at for pair in item.consumers(clients.mesh)]
+    return unwell(clients, pairs)
+
+
+def _sick(found: dict[tuple[str, str], str]) -> str:
+    return "; ".join(
+        f"{service} in {datacenter} is not healthy on {hosts}"
+        for (service, datacenter), hosts in found.items()
+    )
+
+
+def _told(datacenter: str, did: str, *, before: str = "", after: str = "") -> None:
+    where = datacenter if datacenter == "vault" else f"consul {datacenter}"
+    record.current().change(where, did, before=before, after=after)

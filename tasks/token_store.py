@@ -1,0 +1,104 @@
+"""
+The secrets of declared tokens in Vault: one document a role, written by check-and-set.
+
+Consumers read `accessor` and `secret` on top; `pending` and `previous` are
+there only while a rotation is under way.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import SecretStr
+
+from blocks.errors import Refused
+from tasks.planning.tokens_seen import Slots
+from tasks.vault_setup import read_secret, write_secret
+
+if TYPE_CHECKING:
+    from blocks.http import Api
+    from blocks.topology import Mesh
+
+
+class Held(NamedTuple):
+    """A token with its secret, which shows in no text."""
+
+    accessor: str
+    secret: SecretStr
+
+
+class Document(NamedTuple):
+    """What Vault holds of one role, and at which version."""
+
+    slots: Slots[Held] = Slots()
+    version: int = 0
+
+    @property
+    def accessors(self) -> Slots[str]:
+        """The same without secrets."""
+        s = self.slots
+        return Slots(*(held and held.accessor for held in (s.current, s.pending, s.previous)))
+
+
+def chosen() -> Held:
+    """A new token's ids."""
+    return Held(str(uuid.uuid4()), SecretStr(str(uuid.uuid4())))
+
+
+def read(api: Api, mesh: Mesh, path: str) -> Document:
+    """
+    What Vault holds at a path; nothing, at version 0, if it was never written.
+
+    Raises:
+        Refused: what lies there is no token's document.
+    """
+    found, version = read_secret(api, mesh, path)
+    if not found:
+        return Document(version=version)
+    parts = (found, found.get("pending"), found.get("previous"))
+    return Document(Slots(*(_held(part, path) for part in parts)), version)
+
+
+def write(api: Api, mesh: Mesh, path: str, before: Document, slots: Slots[Held]) -> Document:
+    """
+    Make a role's document hold these, if it is still as `before`.
+
+    Raises:
+        Invalid: somebody else wrote it meanwhile.
+    """
+    if slots == before.slots:
+        return before
+    value: dict[str, Any] = {"state": "live" if slots.current else "pending"}
+    if slots.current:
+        value |= _plain(slots.current)
+    for name, held in (("pending", slots.pending), ("previous", slots.previous)):
+        if held:
+            value[name] = _plain(held)
+    write_secret(api, mesh, path, value, before.version)
+    return Document(slots, before.version + 1)
+
+
+def _plain(held: Held) -> dict[str, str]:
+    return {"accessor": held.accessor, "secret": held.secret.get_secret_value()}
+
+
+def _held(part: Any, path: str) -> Held | None:
+    if part is None:
+        return None
+    if not isinstance(part, dict):
+        raise _strange(path)
+    accessor, secret = part.get("accessor"), part.get("secret")
+    if not accessor and not secret:
+        return None
+    if not isinstance(accessor, str) or not isinstance(secret, str) or not accessor or not secret:
+        raise _strange(path)
+    return Held(accessor, SecretStr(secret))
+
+
+def _strange(path: str) -> Refused:
+    return Refused(
+        f"{path} holds something else than a token's accessor and secret",
+        where="vault",
+        remedy="choose another path, or move away what lies there",
+    )
