@@ -1,0 +1,277 @@
+"""Tokens that services read from Vault, replaced on the lab's real servers (R1-R12)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from deployments.lab.layout import DATACENTERS, PRIMARY, SECONDARY
+from tests.harness.lab import Lab
+from tests.integration import changes
+from tests.integration.tokens import POLICY, Tokens, consuming, role
+from tests.lab.machine import until
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def tokens(healthy: Lab) -> Iterator[Tokens]:
+    """A healthy lab with the policy of the test's roles; as it was afterwards."""
+    tokens = Tokens(healthy)
+    tokens.tidy()
+    tokens.set_up()
+    yield tokens
+    tokens.tidy()
+
+
+def one_live(tokens: Tokens, *names: str) -> None:
+    """Exactly one token a role in every datacenter, which is Vault's and works there; none beside."""
+    kept = {name: tokens.document(name) for name in names}
+    for name, document in kept.items():
+        assert set(document) == {"accessor", "secret", "state"}, name
+        for dc in DATACENTERS:
+            there = [t for t in tokens.listed(dc).values() if f" {name}," in t["Description"]]
+            local_elsewhere = not there and tokens.listed(PRIMARY).keys().isdisjoint(
+                {document["accessor"]}
+            )
+            if not local_elsewhere:
+                assert [t["AccessorID"] for t in there] == [document["accessor"]], f"{name} in {dc}"
+                assert tokens.self_status(dc, document["secret"]) == 200
+    every = {a for dc in DATACENTERS for a in tokens.listed(dc)}
+    assert every == {document["accessor"] for document in kept.values()}
+
+
+def test_every_token_is_replaced_and_no_consumer_notices(tokens: Tokens):
+    """R1, R2, R8, R12: consumers at 20 Hz in both datacenters; the old one is 403 in both."""
+    mesh = tokens.declare(role(), keep=True)
+    names = ["web-portal", "reporting-agent", "payments-eu", "payments"]
+    changes.ends(tokens.rotate(mesh), 0, "verified")
+    one_live(tokens, *names)
+    before = {name: tokens.document(name) for name in names}
+
+    with consuming(tokens.lab) as consumers:
+        until(lambda: all(c.uses > 10 for c in consumers), "consumers to be at work")
+        ran = tokens.rotate(mesh, older_than=0)
+        time.sleep(1.5)
+
+    changes.ends(ran, 0, "verified")
+    for consumer in consumers:
+        assert consumer.failures == []
+        assert consumer.uses > 60
+        assert consumer.accessors == [
+            before["payments"]["accessor"],
+            tokens.document()["accessor"],
+        ]
+    one_live(tokens, *names)
+    for name in names:
+        assert tokens.document(name)["accessor"] != before[name]["accessor"]
+        assert [tokens.self_status(dc, before[name]["secret"]) for dc in DATACENTERS] == [403, 403]
+    (local,) = [t for t in tokens.listed(SECONDARY).values() if t["Local"]]
+    assert local["AccessorID"] == tokens.document("payments-eu")["accessor"]
+    assert (ran.report["measures"]["promoted"], ran.report["measures"]["revoked"]) == (4, 4)
+
+    # What was printed and written down holds no secret, of those before and of those now.
+    secrets = [d["secret"] for d in before.values()] + [tokens.document(n)["secret"] for n in names]
+    told = ran.out + ran.err + (tokens.lab.directory / "journal.jsonl").read_text()
+    assert [s for s in secrets if s in told] == []
+
+    again = tokens.rotate(mesh)
+    changes.ends(again, 0, "nothing")
+    assert again.mutating_calls == 0
+
+
+def test_a_plan_changes_nothing(tokens: Tokens):
+    ran = tokens.lab.run("token-rotation", {"older_than": 0}, plan=True)
+
+    changes.ends(ran, 0, "planned")
+    assert [row["action"] for row in ran.report["plan"]] == ["issue", "adopt"]
+    assert ran.mutating_calls == 0
+    assert tokens.listed() == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"may": ["kv read app/x", "kv read secret/y"], "may_not": ["acl read"]},
+            "must be allowed",
+        ),
+        ({"may_not": ["kv read app/z"]}, "must be denied"),
+        ({"may": ["service read web-portal"]}, "must be allowed"),
+    ],
+)
+def test_a_proof_that_fails_leaves_the_old_token_and_nothing_else(
+    tokens: Tokens, change: dict[str, Any], said: str
+):
+    """R3, R6: the new one never was anybody's, and is gone from Consul and Vault."""
+    changes.ends(tokens.rotate(tokens.declare(role())), 0, "verified")
+    before = tokens.document()
+
+    ran = tokens.rotate(tokens.declare(role(**change)), older_than=0)
+
+    changes.ends(ran, 1, "failed")
+    assert "payments through prove" in ran.problem["details"][0]
+    assert said in ran.problem["details"][0]
+    assert tokens.document() == before
+    assert list(tokens.listed()) == [before["accessor"]]
+    assert [tokens.reads(dc, before["secret"]) for dc in DATACENTERS] == [True, True]
+
+
+def test_a_role_without_its_policy_is_left_alone_and_others_are_not(tokens: Tokens):
+    """R6, a human's mistake: refused if it is the only one, else named while others go on."""
+    good = role("good")
+    changes.ends(tokens.rotate(tokens.declare(role(), good)), 0, "verified")
+    before, other = tokens.document(), tokens.document("good")
+    wrong = role(policies=["rotation-test-nowhere"])
+
+    alone = tokens.rotate(tokens.declare(wrong), older_than=0)
+    both = tokens.rotate(tokens.declare(wrong, good), older_than=0)
+
+    changes.ends(alone, 3, "refused")
+    assert alone.mutating_calls == 0
+    assert "Consul has no ACL policy rotation-test-nowhere" in alone.problem["error"]
+    changes.ends(both, 1, "failed")
+    assert "payments can be rotated" in both.problem["details"][0]
+    assert tokens.document() == before
+    assert tokens.reads(SECONDARY, before["secret"])
+    assert tokens.document("good")["accessor"] != other["accessor"]
+    assert tokens.self_status(PRIMARY, other["secret"]) == 403
+
+
+def test_a_vault_path_that_is_not_writable_changes_nothing_in_consul(tokens: Tokens):
+    """Something else lies at the path: it is not written over, and no token is made."""
+    vault = tokens.seen.token()
+    body = {"data": {"password": "somebody else's"}, "options": {"cas": 0}}
+    tokens.seen.vault("mesh/data/services/payments", vault, verb="POST", json=body)
+    odd = {"data": {"accessor": 7, "secret": "x"}}
+    tokens.seen.vault("mesh/data/services/odd", vault, verb="POST", json=odd)
+
+    ran = tokens.rotate(tokens.declare(role("odd")))
+
+    changes.ends(ran, 3, "refused")
+    assert "cannot be read" in ran.problem["error"]
+    assert tokens.listed() == {}
+    assert tokens.document("odd") == {"accessor": 7, "secret": "x"}
+
+
+@pytest.mark.parametrize("drift", ["put back", "report"])
+def test_a_token_edited_by_hand_is_put_back_or_reported(tokens: Tokens, drift: str):
+    mesh = tokens.declare(role(drift=drift))
+    changes.ends(tokens.rotate(mesh), 0, "verified")
+    held = tokens.document()
+    edited = [{"Name": POLICY}, {"Name": "mesh-catalog-read"}]
+    tokens.put(
+        f"acl/token/{held['accessor']}",
+        AccessorID=held["accessor"],
+        Description="mine now",
+        Policies=edited,
+    )
+    has = ["mesh-catalog-read", POLICY]
+    until(lambda: policies_of(tokens, SECONDARY, held["accessor"]) == has, "replication")
+
+    ran = tokens.rotate(mesh)
+
+    changes.ends(ran, 0, "verified" if drift == "put back" else "nothing")
+    assert "mesh-catalog-read" in ran.report["notices"][0]
+    wanted = [POLICY] if drift == "put back" else has
+    until(lambda: policies_of(tokens, SECONDARY, held["accessor"]) == wanted, "replication")
+    assert policies_of(tokens, PRIMARY, held["accessor"]) == wanted
+    assert tokens.document() == held
+
+
+def policies_of(tokens: Tokens, dc: str, accessor: str) -> list[str]:
+    found = tokens.seen.consul(tokens.server(dc), f"acl/token/{accessor}", tokens.management).json()
+    return sorted(p["Name"] for p in found["Policies"] or [])
+
+
+def test_a_consumer_that_falls_ill_gets_the_old_token_back_at_once(tokens: Tokens):
+    """R2: the old one is armed again while the run goes on, and the next run ends it."""
+    mesh = tokens.declare(role(soak_seconds=60))
+    changes.ends(tokens.rotate(mesh), 0, "verified")
+    before = tokens.document()
+    process = tokens.lab.start(
+        *tokens.lab.arguments("token-rotation", {"older_than": 0}), "--mesh", str(mesh)
+    )
+    until(lambda: not tokens.reads(PRIMARY, before["secret"]), "the old one to be disarmed", 30)
+    pid = tokens.lab.pid("eu-app-1", "payment-processor")
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+
+    ran = tokens.lab.ended(process, timeout=60)
+
+    changes.ends(ran, 1, "failed")
+    assert ran.seconds < 40, "the soak was not ended"
+    assert "payment-processor in eu-west-1 is not healthy on eu-app-1" in ran.problem["details"][0]
+    assert [tokens.reads(dc, before["secret"]) for dc in DATACENTERS] == [True, True]
+    new = tokens.document()
+    assert new["previous"]["accessor"] == before["accessor"]
+    assert tokens.reads(SECONDARY, new["secret"])
+
+    changes.booted(tokens.lab)
+    changes.HEALTHY.discard(tokens.lab.directory)
+    again = tokens.rotate(mesh, soak=1)
+    changes.ends(again, 0, "verified")
+    one_live(tokens, "payments")
+    assert tokens.document()["accessor"] == new["accessor"]
+    assert tokens.self_status(SECONDARY, before["secret"]) == 403
+
+
+def test_orphans_go_and_tokens_of_others_stay(tokens: Tokens):
+    """R12: a removed role's token is none any more; what somebody else made is named only."""
+    mesh = tokens.declare(role(), role("removed"))
+    changes.ends(tokens.rotate(mesh), 0, "verified")
+    gone = tokens.document("removed")
+    made = tokens.put("acl/token", Description="by hand", Policies=[{"Name": POLICY}]).json()
+    until(lambda: tokens.self_status(SECONDARY, made["SecretID"]) == 200, "replication")
+    try:
+        ran = tokens.rotate(tokens.declare(role()), soak=0)
+
+        changes.ends(ran, 0, "verified")
+        assert [tokens.self_status(dc, gone["secret"]) for dc in DATACENTERS] == [403, 403]
+        assert tokens.self_status(PRIMARY, made["SecretID"]) == 200
+        assert any(made["AccessorID"] in notice for notice in ran.report["notices"])
+        assert list(tokens.listed()) == [tokens.document()["accessor"]]
+    finally:
+        tokens.delete(f"acl/token/{made['AccessorID']}")
+
+
+def test_what_a_person_revoked_by_hand_is_replaced_not_resurrected(tokens: Tokens):
+    mesh = tokens.declare(role())
+    changes.ends(tokens.rotate(mesh), 0, "verified")
+    leaked = tokens.document()
+    tokens.delete(f"acl/token/{leaked['accessor']}")
+    until(lambda: tokens.self_status(SECONDARY, leaked["secret"]) == 403, "replication", 60)
+
+    changes.ends(tokens.rotate(mesh), 0, "verified")
+
+    one_live(tokens, "payments")
+    assert [tokens.self_status(dc, leaked["secret"]) for dc in DATACENTERS] == [403, 403]
+
+
+def test_nothing_is_rotated_while_vault_is_down(tokens: Tokens):
+    """R10."""
+    pid = tokens.lab.pid("vault-1", "vault")
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+
+    ran = tokens.rotate(older_than=0)
+
+    changes.ends(ran, 3, "refused")
+    assert "no node of Vault is active" in ran.problem["error"]
+    assert ran.mutating_calls == 0
+    changes.booted(tokens.lab)
+    changes.HEALTHY.discard(tokens.lab.directory)
+    assert tokens.listed() == {}
+
+
+@pytest.mark.parametrize("option", [{"roles": "nobody"}, {"batch_size": 0}])
+def test_bad_input_is_refused_before_anything_is_asked(tokens: Tokens, option: dict[str, Any]):
+    ran = tokens.rotate(**option)
+
+    assert ran.status == 2, ran
+    assert next(iter(option)) in ran.problem["error"]
