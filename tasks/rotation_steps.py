@@ -346,7 +346,7 @@ def watch(
                 "it works again",
             )
         rearm(connections, hit, management)
-        if left <= 0:
+        if left <= 0 or all(item.failed_at for item in items):
             return
         tell(f"{left:.0f} s left")
         stopping.pause(min(WATCH_SECONDS, left))

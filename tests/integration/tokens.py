@@ -15,6 +15,7 @@ from deployments.lab.layout import DATACENTERS, PRIMARY, SECONDARY
 from tests.harness.lab import Lab, Ran
 from tests.integration import changes
 from tests.integration.outside import Outside
+from tests.lab.machine import until
 
 POLICY = "rotation-test"
 RULES = 'key_prefix "app/" { policy = "read" }'
@@ -53,7 +54,7 @@ class Tokens:
 
         return changes.variant(self.lab, change, "rotation")
 
-    def rotate(self, mesh: Path | None = None, *, watch: str = "", **options: object) -> Ran:
+    def rotate(self, mesh: Path | None = None, **options: object) -> Ran:
         """Run token-rotation."""
         words = self.lab.arguments("token-rotation", options)
         if mesh:
@@ -97,6 +98,20 @@ class Tokens:
             f"https://{host.address}:8501/v1/{path}", headers={"X-Consul-Token": self.management}
         )
 
+    def one_live(self, *names: str) -> None:
+        """One token a role in every datacenter it is for, which Vault has; none beside."""
+        kept = {name: self.document(name) for name in names}
+        there = {dc: self.listed(dc) for dc in DATACENTERS}
+        for name, document in kept.items():
+            assert set(document) == {"accessor", "secret", "state"}, name
+            homes = [dc for dc in DATACENTERS if document["accessor"] in there[dc]]
+            local = [there[dc][document["accessor"]]["Local"] for dc in homes]
+            assert local in ([True], [False, False]), f"{name} is in {homes}"
+            for dc in homes:
+                assert self.self_status(dc, document["secret"]) == 200, f"{name} in {dc}"
+        every = {accessor for dc in DATACENTERS for accessor in there[dc]}
+        assert every == {document["accessor"] for document in kept.values()}
+
     def set_up(self) -> None:
         """The policy of the test's roles, and the key it lets them read."""
         self.put("acl/policy", Name=POLICY, Rules=RULES)
@@ -127,9 +142,9 @@ class Tokens:
 class Consumer(threading.Thread):
     """Uses a role's token 20 times a second, and reads it from Vault again every half second."""
 
-    def __init__(self, lab: Lab, dc: str, name: str = "payments") -> None:
+    def __init__(self, lab: Lab, dc: str, role: str = "payments", path: str = "kv/app/x") -> None:
         super().__init__(daemon=True)
-        self.seen, self.agent, self.name_ = Outside(lab), AGENTS[dc], name
+        self.seen, self.agent, self.role, self.path = Outside(lab), AGENTS[dc], role, path
         self.vault_token = self.seen.token()
         self.over = threading.Event()
         self.uses = 0
@@ -142,11 +157,11 @@ class Consumer(threading.Thread):
             began = time.monotonic()
             try:
                 if began - read_at > 0.5:
-                    answer = self.seen.vault(f"mesh/data/services/{self.name_}", self.vault_token)
+                    answer = self.seen.vault(f"mesh/data/services/{self.role}", self.vault_token)
                     held, read_at = answer.json()["data"]["data"], began
-                used = self.seen.consul(self.agent, "kv/app/x", held["secret"])
+                used = self.seen.consul(self.agent, self.path, held["secret"])
                 self.uses += 1
-                if used.status_code != 200:
+                if used.status_code != 200 or not used.json():  # a filtered list is empty
                     self.failures.append(f"{used.status_code} {used.text} ({held['accessor']})")
             except Exception as error:  # noqa: BLE001 - whatever a consumer would stumble over
                 self.failures.append(repr(error))
@@ -156,13 +171,14 @@ class Consumer(threading.Thread):
 
 
 @contextmanager
-def consuming(lab: Lab) -> Iterator[list[Consumer]]:
-    """Consumers in both datacenters at work; ended and looked at afterwards by the test."""
-    consumers = [Consumer(lab, dc) for dc in DATACENTERS]
+def consuming(*consumers: Consumer) -> Iterator[None]:
+    """Consumers at work; ended, and looked at afterwards by the test."""
     for consumer in consumers:
         consumer.start()
     try:
-        yield consumers
+        until(lambda: all(c.uses > 10 for c in consumers), "consumers to be at work")
+        yield
+        time.sleep(1.5)
     finally:
         for consumer in consumers:
             consumer.over.set()
