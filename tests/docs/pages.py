@@ -17,6 +17,7 @@ PAGES = [
         "docs/cold-boot.md",
         "docs/lab.md",
         "docs/own-mesh.md",
+        "docs/token-rotation.md",
     )
 ]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -1,0 +1,1 @@
+"""Steps, against servers that answer as a test wants."""
