@@ -129,13 +129,19 @@ def look(connections: Connections, roles: Sequence[str], token: SecretStr) -> Se
 
 
 def _require_parity(primary: str, tokens: dict[str, dict[str, TokenSeen]]) -> None:
-    """A token that one datacenter does not list may be gone, or not there yet: that is no plan."""
-    wanted = {accessor for accessor, token in tokens[primary].items() if not token.local}
-    for name, found in tokens.items():
-        here = {accessor for accessor, token in found.items() if not token.local}
-        if differ := here ^ wanted:
-            # Replication caught up just before; what somebody changed since then will pass.
-            raise Transient(f"{len(differ)} tokens are not those of {primary}", where=name)
+    """
+    Every datacenter lists the same of the runbooks' tokens.
+
+    One that is missing somewhere is about to come or to go, and no plan can be
+    made from it. Others' tokens come and go with every login.
+    """
+
+    def ours(name: str) -> set[str]:
+        return {a for a, token in tokens[name].items() if token.role and not token.local}
+
+    for name in tokens:
+        if differ := ours(name) ^ ours(primary):
+            raise Transient(f"{len(differ)} tokens are not those of {primary} yet", where=name)
 
 
 def _documents(

@@ -1,10 +1,10 @@
 """
 No secret leaves where it is kept: searched for by its own bytes, everywhere.
 
-A mesh is booted from nothing, cut, booted with a wrong share and booted right,
-all under a real Prefect server. Then every secret there is by now (key shares,
-tokens, keys, credentials) is looked for in Prefect's database and storage, in
-every API answer, in what was printed, in journal, reports and pictures, and in
+A mesh is booted from nothing, its tokens are rotated, it is cut, booted with a
+wrong share and booted right, all under a real Prefect server. Then every secret
+there is by now (key shares, tokens, keys, credentials) is looked for in
+Prefect's database and storage, in every API answer, in what was printed, in journal, reports and pictures, and in
 the argument lists of every process that ran meanwhile.
 """
 
@@ -52,18 +52,30 @@ def test_no_secret_is_found_anywhere(fresh_lab: Lab, prefect: PrefectServer) -> 
     watcher.start()
     said: list[Ran] = []
 
-    def boot(**options: object) -> Ran:
-        words = ["run", "cold-boot", "--mesh", "lab", "--json", "--engine", "prefect"]
+    def run(runbook: str, **options: object) -> Ran:
+        words = ["run", runbook, "--mesh", "lab", "--json", "--engine", "prefect"]
         for name, value in options.items():
             words += ["--set", f"{name}={str(value).lower()}"]
         ran = lab.mesh(*words, timeout=400, **_prefect_only(prefect))
         said.append(ran)
         return ran
 
+    def boot(**options: object) -> Ran:
+        return run("cold-boot", **options)
+
     first = boot(initialise=True)
     assert first.status == 0, f"{first}\n{first.err[-3000:]}"
     secrets = _secrets(lab)
     assert len(secrets) > 15, sorted(secrets)
+
+    # Tokens that services read: those that were replaced must not be found either.
+    for generation in ("first", "second"):
+        rotated = run("token-rotation", older_than=0)
+        assert rotated.status == 0, f"{rotated}\n{rotated.err[-3000:]}"
+        now = {f"{generation} {k}": v for k, v in _secrets(lab).items() if " services/" in k}
+        assert len(now) == 3
+        assert not set(now.values()) & set(secrets.values()), "nothing was replaced"
+        secrets |= now
 
     # A wrong share in a holder's store: its text must not come back in an error.
     lab.power_cut()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -230,16 +228,43 @@ def test_what_a_person_revoked_by_hand_is_replaced_not_resurrected(tokens: Token
     assert [tokens.self_status(dc, leaked["secret"]) for dc in DATACENTERS] == [403, 403]
 
 
-def test_nothing_is_rotated_while_vault_is_down(tokens: Tokens):
-    """R10."""
-    pid = tokens.lab.pid("vault-1", "vault")
-    assert pid
-    os.kill(pid, signal.SIGKILL)
+def test_a_stop_in_the_soak_arms_the_old_token_again(tokens: Tokens):
+    """Nobody would watch its consumers from then on; and two rotations never run at once."""
+    mesh = tokens.declare(role(soak_seconds=60))
+    changes.ends(tokens.rotate(mesh), 0, "verified")
+    before = tokens.document()
+    process = tokens.lab.start(
+        *tokens.lab.arguments("token-rotation", {"older_than": 0}), "--mesh", str(mesh)
+    )
+    until(lambda: not tokens.reads(PRIMARY, before["secret"]), "the old one to be disarmed", 30)
 
-    ran = tokens.rotate(older_than=0)
+    second = tokens.rotate(mesh, older_than=0)
+    process.terminate()
+    ran = tokens.lab.ended(process, timeout=30)
+
+    changes.ends(second, 3, "refused")
+    assert "another runbook holds the mesh: token-rotation" in second.problem["error"]
+    changes.ends(ran, 1, "failed")
+    assert tokens.reads(PRIMARY, before["secret"])
+    until(lambda: tokens.reads(SECONDARY, before["secret"]), "replication")
+    changes.ends(tokens.rotate(mesh, soak=0), 0, "verified")
+    tokens.one_live("payments")
+
+
+@pytest.mark.parametrize(
+    ("host", "unit", "said"),
+    [
+        ("vault-1", "vault", "no node of Vault is active"),
+        ("eu-consul-1", "consul", "no leader that serves"),
+    ],
+)
+def test_nothing_is_rotated_while_a_server_is_down(tokens: Tokens, host: str, unit: str, said: str):
+    """R10."""
+    with tokens.lab.frozen(host, unit):
+        ran = tokens.rotate(older_than=0)
 
     changes.ends(ran, 3, "refused")
-    assert "no node of Vault is active" in ran.problem["error"]
+    assert said in ran.problem["error"]
     assert ran.mutating_calls == 0
     changes.booted(tokens.lab)
     changes.HEALTHY.discard(tokens.lab.directory)
