@@ -2,9 +2,10 @@
 The story `make demo` tells, on real servers on this machine.
 
 A mesh that never ran is booted from nothing, loses its power everywhere at
-once, and is brought back; then a third run finds nothing to do. Each act is
-the very command an operator would type. Exit status 0 only if every act ended
-as it must.
+once, and is brought back; then a third run finds nothing to do. After that its
+declared tokens are issued, and all of them replaced while consumers use theirs.
+Each act is the very command an operator would type. Exit status 0 only if
+every act ended as it must, and no consumer was refused once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from deployments.engine import prepare
+
 MESH = [sys.executable, "-m", "deployments.cli"]
 LONGEST_ACT = 600.0
 
@@ -35,9 +38,10 @@ class Act:
     title: str
     arguments: tuple[str, ...]
     outcome: str
+    consumed: bool = False  # the declared tokens are in use meanwhile
 
 
-BOOTS = (
+ACTS = (
     Act(
         "day 0: a mesh that never ran",
         ("run", "cold-boot", "--mesh", "lab", "--set", "initialise=true"),
@@ -45,6 +49,13 @@ BOOTS = (
     ),
     Act("the power comes back", ("run", "cold-boot", "--mesh", "lab"), "verified"),
     Act("once more, on a healthy mesh", ("run", "cold-boot", "--mesh", "lab"), "nothing"),
+    Act("its declared tokens are issued", ("run", "token-rotation", "--mesh", "lab"), "verified"),
+    Act(
+        "all of them replaced, in use at 20 Hz",
+        ("run", "token-rotation", "--mesh", "lab", "--set", "older_than=0"),
+        "verified",
+        consumed=True,
+    ),
 )
 
 
@@ -55,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", default=os.environ.get("KEEP") == "1")
     given = parser.parse_args(argv)
     console = Console(highlight=False)
+    prepare("none")
     with tempfile.TemporaryDirectory(prefix="mesh-demo-") as scratch:
         if "MESH_LAB_DIR" not in os.environ:
             os.environ["MESH_LAB_DIR"] = str(Path(".lab", "demo").absolute())
@@ -73,19 +85,22 @@ def _tell(console: Console, size: str, scratch: Path) -> int:
         console.print("the lab did not come up", style="bold red")
         return 1
     reports: list[tuple[Act, dict[str, Any]]] = []
-    for number, act in enumerate(BOOTS):
+    for number, act in enumerate(ACTS):
         if number == 1:
             _title(console, "Power cut: every process of every host is killed at once")
             if _mesh("lab", "power-cut"):
                 return 1
         _title(console, f"{act.title}:  mesh {' '.join(act.arguments)}")
-        report = _play(act, scratch / f"{number}.json")
+        play = _play_consumed if act.consumed else _play
+        report = play(console, act, scratch / f"{number}.json")
         reports.append((act, report))
         if report.get("outcome") != act.outcome:
             break
     _summary(console, reports)
-    done = len(reports) == len(BOOTS)
-    return 0 if done and all(r.get("outcome") == a.outcome for a, r in reports) else 1
+    done = len(reports) == len(ACTS)
+    refused = [line for _, r in reports for line in r.get("consumers", {}).get("failures", [])]
+    ended = all(r.get("outcome") == a.outcome for a, r in reports)
+    return 0 if done and ended and not refused else 1
 
 
 def _title(console: Console, text: str) -> None:
@@ -101,7 +116,7 @@ def _mesh(*arguments: str, quiet: bool = False) -> int:
     return done.returncode
 
 
-def _play(act: Act, file: Path) -> dict[str, Any]:
+def _play(_: Console, act: Act, file: Path) -> dict[str, Any]:
     """Run an act with its progress shown; its report."""
     began = time.monotonic()
     with file.open("wb") as out:
@@ -115,6 +130,26 @@ def _play(act: Act, file: Path) -> dict[str, Any]:
         report = {"outcome": f"exit status {done.returncode}, no report"}
     report["wall"] = time.monotonic() - began
     return report
+
+
+def _play_consumed(console: Console, act: Act, file: Path) -> dict[str, Any]:
+    """The same while consumers use the declared tokens; `consumers` in the report is theirs."""
+    from deployments import consumers  # once it is settled that there is no Prefect
+
+    with consumers.consuming(Path(os.environ["MESH_LAB_DIR"], "mesh.yaml")) as at_work:
+        report = _play(console, act, file)
+        time.sleep(2 * consumers.READ_SECONDS)  # the last have read the new ones
+    told = consumers.told(at_work)
+    failures: list[str] = told["failures"]
+    console.print(
+        f"{told['consumers']} consumers (simulated, see deployments/consumers.py) used their tokens "
+        f"{told['uses']} times meanwhile, {told['adopted']} took up a new one: "
+        f"{len(failures)} failures",
+        style="bold red" if failures else "",
+    )
+    for line in failures[:5]:
+        console.print(f"  {line}", style="red")
+    return report | {"consumers": told}
 
 
 def _summary(console: Console, reports: list[tuple[Act, dict[str, Any]]]) -> None:

@@ -1,0 +1,116 @@
+"""
+Consumers of the demo: each uses a declared token as a service would, and counts what fails.
+
+They stand in for applications, which the lab's are too simple to be: a thread
+reads its role's secret from Vault twice a second and uses it 20 times a second
+through the agent of its service's own host. The servers are real.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blocks.declared_tokens import DeclaredToken, permissions
+from blocks.errors import MeshError
+from blocks.mesh import connect, load_mesh
+from tasks import consul, token_store, vault
+from tasks.token_proof import allowed
+
+if TYPE_CHECKING:
+    from blocks.mesh import Connections
+
+HERTZ = 20
+READ_SECONDS = 0.5
+
+
+class Consumer(threading.Thread):
+    """One consumer at work until it is told to stop."""
+
+    def __init__(self, connections: Connections, role: DeclaredToken, host: str) -> None:
+        super().__init__(name=f"{role.role}@{host}", daemon=True)
+        self._connections, self._role, self._host = connections, role, host
+        self._over = threading.Event()
+        self._token = connections.vault().login()
+        self._held: token_store.Held | None = None
+        self.uses = 0
+        self.failures: list[str] = []
+        self.used: list[str] = []  # accessors, in the order of their first use
+
+    def stop(self) -> None:
+        """End it, after the use under way."""
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        """Use the token, read it anew, and so on."""
+        mesh, read_at = self._connections.topology, 0.0
+        block = self._connections.consul(mesh.datacenter_of(self._host).name)
+        url = consul.url(self._connections, self._host)
+        needed = permissions(self._role.may)[0]
+        with block.client(url, dc="") as agent:
+            while not self._over.is_set():
+                began = time.monotonic()
+                try:
+                    if began - read_at > READ_SECONDS:
+                        self._held, read_at = self._read(), began
+                    assert self._held
+                    if not allowed(agent, needed, self._held.secret):
+                        self.failures.append(f"{self.name}: `{needed}` was denied")
+                    self.uses += 1
+                except MeshError as error:
+                    self.failures.append(f"{self.name}: {error.message}")
+                if self._held and self._held.accessor not in self.used:
+                    self.used.append(self._held.accessor)
+                self._over.wait(max(0.0, 1 / HERTZ - (time.monotonic() - began)))
+
+    def _read(self) -> token_store.Held | None:
+        """What a consumer reads: never the slots that a rotation keeps beside it."""
+        mesh, cluster = self._connections.topology, self._connections.vault()
+        with cluster.node(vault.await_active(self._connections), token=self._token) as api:
+            return token_store.read(api, mesh, self._role.path).slots.current
+
+
+def hosts_of(connections: Connections, role: DeclaredToken) -> list[str]:
+    """Where a role's consumers run, in the datacenters in which it is used."""
+    mesh = connections.topology
+    places = role.datacenters or [dc.name for dc in mesh.datacenters]
+    return list(
+        dict.fromkeys(
+            s.host for s in mesh.services if s.name in role.consumers and s.datacenter in places
+        )
+    )
+
+
+@contextmanager
+def consuming(topology: Path) -> Iterator[list[Consumer]]:
+    """A consumer for each role and host of a topology, at work inside the `with`."""
+    mesh = load_mesh(str(topology), environ=os.environ, use_prefect=False)
+    with connect(mesh, environ=os.environ) as connections:
+        consumers = [
+            Consumer(connections, role, host)
+            for role in mesh.tokens
+            for host in hosts_of(connections, role)
+        ]
+        for consumer in consumers:
+            consumer.start()
+        try:
+            yield consumers
+        finally:
+            for consumer in consumers:
+                consumer.stop()
+
+
+def told(consumers: list[Consumer]) -> dict[str, Any]:
+    """What they saw, in figures."""
+    return {
+        "consumers": len(consumers),
+        "uses": sum(c.uses for c in consumers),
+        "failures": [line for c in consumers for line in c.failures],
+        "adopted": sum(len(c.used) > 1 for c in consumers),
+    }
