@@ -105,7 +105,7 @@ class Display:
         self._write(["", words.headline(report, done)], "bold green" if good else "bold red")
         self._write(words.problem_lines(report))
         rows = timeline.bars(recorder.events, end=report.seconds)
-        if rows and report.outcome != "planned":
+        if rows and recorder.opened and report.outcome != "planned":
             self._write(["", *timeline.terminal(rows, width=self._width)])
         self._write(["", words.figures(report)])
 

@@ -43,7 +43,9 @@ def write(report: Report, recorder: Recorder, directory: Path, mesh: Mesh) -> di
 
 
 def picture(report: Report, recorder: Recorder, mesh: Mesh) -> str:
-    """What was up when, as SVG; empty if nothing was seen to come up."""
+    """What was up when, as SVG; empty if the run looked at no host, or none came up."""
+    if not recorder.opened:
+        return ""
     return timeline_svg.svg(
         timeline.bars(recorder.events, end=report.seconds),
         title=f"{report.runbook} {report.mesh}: {VERDICTS[report.outcome]}",
