@@ -410,6 +410,12 @@ PLANNED: dict[str, tuple[Callable[[], Survey], dict[str, Any], dict[str, str], s
         {"ca:eu-west-1": "connect-ca eu-west-1"},
         "ca:us-east-1",
     ),
+    "an issuer that somebody else pinned stays": (
+        lambda: consul(UP, "eu-west-1", issuer="pinned"),
+        {},
+        {},
+        "ca",
+    ),
     "a CA that cannot sign because Vault is sealed needs only Vault": (
         lambda: consul(sealed(), "us-east-1", ca="failing"),
         {},
