@@ -54,7 +54,6 @@ class NodeSeen:
     progress: int = 0  # shares given in the attempt that stands now
     nonce: str = ""
     threshold: int = 0  # of its own seal status; 0: not seen, the topology's counts
-    foreign: bool = False  # the attempt is known not to be this runbook's
     error: str = ""
 
     @property

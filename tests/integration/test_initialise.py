@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from blocks.errors import Unsafe
+from tasks import vault_init
 from tests.harness.lab import Lab
 from tests.integration import changes
 from tests.integration.outside import Outside, assert_up
@@ -190,3 +193,16 @@ def test_an_initialised_vault_without_shares_is_not_initialised_again(lit: Lab):
     assert ran.problem["error"] == "0 of the 3 shares needed can be reached"
     status = Outside(lit).seal_status("vault-1")
     assert (status["initialized"], status["sealed"]) == (True, True)
+
+
+def test_init_looks_once_more_before_it_sends_anything(lit: Lab):
+    """B1: a cluster that somebody initialised after the plan was made is left alone."""
+    holders = lit.directory / "holders"
+    aside = holders.rename(lit.directory / "elsewhere")
+    try:
+        with lit.connections() as connections, pytest.raises(Unsafe, match="vault-1 is sealed"):
+            vault_init.initialise(connections)
+        assert not holders.exists() or list(holders.iterdir()) == []
+    finally:
+        shutil.rmtree(holders, ignore_errors=True)
+        aside.rename(holders)

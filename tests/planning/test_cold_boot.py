@@ -157,12 +157,6 @@ REFUSED: dict[str, tuple[Callable[[], Survey], dict[str, Any], str, str]] = {
         "0 of the 3 shares needed exist",
         "restore a snapshot",
     ),
-    "somebody else is unsealing": (
-        lambda: sealed(progress=2, nonce="abc", foreign=True),
-        {},
-        "somebody else is unsealing it: 2 of 3",
-        "allow_reset_unseal_progress=true",
-    ),
     "the seal is an incident's": (
         lambda: vault(sealed(), incident="key leak, ask Ada"),
         {},
@@ -326,14 +320,14 @@ PLANNED: dict[str, tuple[Callable[[], Survey], dict[str, Any], dict[str, str], s
         {"unseal": "vault-1..3"},
         "hold",
     ),
-    "own progress is built on": (
+    "progress that stands is built on": (
         lambda: sealed(progress=1, nonce="abc"),
         {},
         {"unseal": "vault-1..3"},
         "init",
     ),
-    "another's progress is reset with approval": (
-        lambda: sealed(progress=1, nonce="abc", foreign=True),
+    "progress that stands is reset with approval": (
+        lambda: sealed(progress=1, nonce="abc"),
         {"allow_reset_unseal_progress": True},
         {"unseal": "vault-1..3"},
         "init",
