@@ -173,6 +173,21 @@ def test_a_half_made_setup_leaves_no_root_token(blank: Lab, tmp_path: Path):
     assert seen.root_tokens() == 0  # nor is the one that init gave to the first run
 
 
+def test_a_run_told_to_stop_takes_its_root_token_with_it(blank: Lab, tmp_path: Path):
+    """B11: SIGTERM between init and set-up; the only root token is revoked before the end."""
+    told = {"after": "PUT /v1/sys/unseal", "nth": 3, "do": "kill -TERM $PPID"}
+
+    first = changes.boot(blank, watch=tmp_path / "calls", at=[told], initialise=True)
+
+    changes.ends(first, 1, "failed")
+    assert "stopped" in first.problem["error"]
+    seen = Outside(blank)
+    assert seen.root_tokens() == 0
+    changes.booted(blank, initialise=True)
+    assert_up(blank)
+    assert seen.root_tokens() == 0
+
+
 def test_an_initialised_vault_without_shares_is_not_initialised_again(lit: Lab):
     """B1: not even when every trace of its keys is gone."""
     holders = lit.directory / "holders"
