@@ -129,8 +129,9 @@ class ConsulSteps(Steps):
 
     def _put_on_vault(self, dc: Datacenter) -> None:
         ca_token = vault_setup.ca_token(self.connections, self.vault_token())
-        connect_ca.ensure_on_vault(self.connections, dc, self.management(), ca_token)
-        connect_ca.follow_latest_issuer(self.connections, dc, self.vault_token())
+        connect_ca.ensure_on_vault(
+            self.connections, dc, self.management(), ca_token, self.vault_token()
+        )
         connect_ca.await_leaf(self.connections, dc, self.management())
 
     def _gateways(self, step: PlannedStep) -> None:

@@ -71,12 +71,11 @@ class VaultSteps(Steps):
         at_once = [leader, *joined]
 
         def unseal(host: str) -> None:
-            foreign = self.seen.node(host).foreign
             vault.unseal(
                 self.connections,
                 host,
                 shares,
-                reset_progress=foreign and self.options.allow_reset_unseal_progress,
+                reset_progress=self.options.allow_reset_unseal_progress,
                 deadline=self.options.vault_deadline,
             )
 

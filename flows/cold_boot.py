@@ -48,7 +48,7 @@ def cold_boot(
             or restore Vault's newest raft snapshot when its data is gone (restore-vault).
         initialise: Allow a Vault and a Consul that never ran to be initialised.
         unseal_incident: Approve the undoing of a seal that is marked as an incident.
-        allow_reset_unseal_progress: Approve the reset of another holder's unseal attempt.
+        allow_reset_unseal_progress: Approve the reset of an unseal attempt that somebody began by hand.
         discard_lost_init: Approve setting aside the empty data of an init whose keys nobody has.
         without: Hosts or whole datacenters that cannot come back now, to go on without them.
         without_holders: Holders whose shares are not to be used.

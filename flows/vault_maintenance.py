@@ -100,8 +100,7 @@ def _apply(
                 connect_ca.ensure_built_in(connections, dc, access.consul)
             else:
                 token = ca_token(connections, access.vault)
-                connect_ca.ensure_on_vault(connections, dc, access.consul, token)
-                connect_ca.follow_latest_issuer(connections, dc, access.vault)
+                connect_ca.ensure_on_vault(connections, dc, access.consul, token, access.vault)
             stage.done(name)
     if direction == "end" and marked:
         maintenance.unmark(connections, access.consul)

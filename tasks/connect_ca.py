@@ -16,14 +16,19 @@ from blocks.http import Api
 from blocks.topology import Datacenter, Mesh
 from tasks import consul, record, vault
 from tasks.step import step
+from tasks.vault_setup import read_secret, write_secret
 from tasks.waiting import wait_until
 
 if TYPE_CHECKING:
     from blocks.mesh import Connections
 
 CaState = Literal["ok", "failing", "builtin", "off"]
-Issuer = Literal["unknown", "follows", "fixed"]
+Issuer = Literal["unknown", "follows", "fixed", "pinned"]
 CONFIGURATION = "/v1/connect/ca/configuration"
+# In KV, one a datacenter: whether the issuer of a mount that we had Consul fill still is to be
+# told to follow the newest. Who pins one on purpose leaves no such mark, and is left alone.
+ISSUER_PATH = "consul/issuer-{datacenter}"
+TO_FOLLOW, FOLLOWS = {"state": "to follow"}, {"state": "follows"}
 
 
 class CaSeen(NamedTuple):
@@ -82,10 +87,16 @@ def _as_declared(mesh: Mesh, datacenter: Datacenter, found: tuple[str, dict[str,
 
 @step("connect CA of {datacenter.name} on vault")
 def ensure_on_vault(
-    connections: Connections, datacenter: Datacenter, management: SecretStr, ca_token: SecretStr
+    connections: Connections,
+    datacenter: Datacenter,
+    management: SecretStr,
+    ca_token: SecretStr,
+    vault_token: SecretStr,
 ) -> bool:
     """
     Make Vault the datacenter's CA provider with the declared paths; whether it was not.
+
+    Holds afterwards: the newest intermediate there is the one that signs.
 
     Root and intermediate path go in one write: changing only the root unmounts
     the shared intermediate, and Consul still answers 200.
@@ -96,8 +107,10 @@ def ensure_on_vault(
     mesh = connections.topology
     found = provider(connections, datacenter, management)
     if _as_declared(mesh, datacenter, found):
+        follow_latest_issuer(connections, datacenter, vault_token)
         return False
     began = time.monotonic()
+    _mark_issuer(connections, datacenter, vault_token)
     _write(connections, datacenter, management, vault_configuration(mesh, datacenter, ca_token))
     wait_until(
         lambda: _as_declared(mesh, datacenter, provider(connections, datacenter, management)),
@@ -114,7 +127,17 @@ def ensure_on_vault(
         after=f"vault, {mesh.vault.root_pki_path}, {datacenter.consul.intermediate_pki_path}",
         seconds=time.monotonic() - began,
     )
+    follow_latest_issuer(connections, datacenter, vault_token)
     return True
+
+
+def _mark_issuer(connections: Connections, datacenter: Datacenter, vault_token: SecretStr) -> None:
+    """Note that a mount is about to be filled by us, for whoever finds it half done."""
+    mesh, path = connections.topology, ISSUER_PATH.format(datacenter=datacenter.name)
+    with connections.vault().node(vault.await_active(connections), token=vault_token) as api:
+        found, version = read_secret(api, mesh, path)
+        if found != TO_FOLLOW:
+            write_secret(api, mesh, path, TO_FOLLOW, version)
 
 
 @step("newest issuer of {datacenter.name} signs")
@@ -122,22 +145,28 @@ def follow_latest_issuer(
     connections: Connections, datacenter: Datacenter, vault_token: SecretStr
 ) -> bool:
     """
-    Make the newest intermediate in Vault the one that signs; whether it was not so.
+    Make the newest intermediate in Vault the one that signs, where we had Consul put it there.
 
-    Vault since 1.11 keeps several issuers a mount, and a renewed intermediate
+    Whether it was not so. Vault since 1.11 keeps several issuers a mount, and a renewed intermediate
     is added without becoming the default, so a renewal never takes effect
     (hashicorp/consul#15217).
     """
+    mesh, path = connections.topology, ISSUER_PATH.format(datacenter=datacenter.name)
     mount = datacenter.consul.intermediate_pki_path.strip("/")
     host = vault.await_active(connections)
     with connections.vault().node(host, token=vault_token) as api:
-        fixed = _fixed_issuer(api, mount)
-        if fixed is None:
+        mark, version = read_secret(api, mesh, path)
+        if mark != TO_FOLLOW:
             return False
-        api.post(
-            f"/v1/{mount}/config/issuers",
-            json={"default": fixed, "default_follows_latest_issuer": True},
-        )
+        fixed = _fixed_issuer(api, mount)
+        if fixed is not None:
+            api.post(
+                f"/v1/{mount}/config/issuers",
+                json={"default": fixed, "default_follows_latest_issuer": True},
+            )
+        write_secret(api, mesh, path, FOLLOWS, version)
+    if fixed is None:
+        return False
     record.current().change("vault", f"newest issuer at {mount} signs", before="the first one")
     return True
 
@@ -151,12 +180,20 @@ def _fixed_issuer(api: Api, mount: str) -> str | None:
 
 
 def issuer(connections: Connections, datacenter: Datacenter, vault_token: SecretStr) -> Issuer:
-    """Whether a renewed intermediate of a datacenter would be the one that signs; never an error."""
+    """
+    Whether a renewed intermediate of a datacenter would be the one that signs; never an error.
+
+    `fixed`: it would not, and a run of ours that was cut short left it so.
+    `pinned`: it would not, and that is somebody else's choice, or Vault's default.
+    """
+    mesh, path = connections.topology, ISSUER_PATH.format(datacenter=datacenter.name)
     mount = datacenter.consul.intermediate_pki_path.strip("/")
     try:
         host = vault.await_active(connections)
         with connections.vault().node(host, token=vault_token, deadline=5.0) as api:
-            return "fixed" if _fixed_issuer(api, mount) else "follows"
+            if not _fixed_issuer(api, mount):
+                return "follows"
+            return "fixed" if read_secret(api, mesh, path)[0] == TO_FOLLOW else "pinned"
     except MeshError:
         return "unknown"
 

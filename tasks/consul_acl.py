@@ -82,8 +82,7 @@ def bootstrap(
             token = SecretStr(str(found["secret"]))
             _require_management(connections, datacenter, token)
             if found.get("state") == UNSWEPT:
-                _remove_lost(connections, datacenter, token, keep=str(found["accessor"]))
-                write_secret(api, mesh, BOOTSTRAP_PATH, found | {"state": "held"}, version)
+                _sweep(connections, datacenter, api, found, version)
             return token
         ours = bool(found) and found.get("state") == "intended"  # type: ignore[union-attr]
         if not ours:
@@ -101,9 +100,17 @@ def bootstrap(
         )
         token = SecretStr(keep["secret"])
         if repeated:
-            _remove_lost(connections, datacenter, token, keep=keep["accessor"])
-            write_secret(api, mesh, BOOTSTRAP_PATH, keep | {"state": "held"}, version + 1)
+            _sweep(connections, datacenter, api, keep, version + 1)
         return token
+
+
+def _sweep(
+    connections: Connections, datacenter: Datacenter, api: Api, kept: dict[str, Any], version: int
+) -> None:
+    """Leave the kept management token as the only one of a repeated bootstrap, and note that."""
+    token = SecretStr(str(kept["secret"]))
+    _remove_lost(connections, datacenter, token, keep=str(kept["accessor"]))
+    write_secret(api, connections.topology, BOOTSTRAP_PATH, kept | {"state": "held"}, version)
 
 
 def stored_management(connections: Connections, vault_token: SecretStr) -> SecretStr:

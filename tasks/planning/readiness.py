@@ -29,6 +29,7 @@ def judge(mesh: Mesh, survey: Survey, closer: Closer | None = None) -> Verdict:
         *means.snapshot(mesh, survey, "Consul", survey.consul_snapshot),
         *means.certificates(mesh, survey),
         *means.tokens(mesh, survey, closer),
+        *_issuers(mesh, survey),
         *_gateways(mesh, closer),
         *_fallbacks(mesh, survey),
     ]
@@ -94,6 +95,19 @@ def _hosts(mesh: Mesh, survey: Survey) -> Iterator[Finding]:
         fine += len(seen) - len({*unpinned, *missing, *blind, *shut, *dumb})
     if fine:
         yield Finding("ok", "hosts", f"{fine} can be powered on and entered")
+
+
+def _issuers(mesh: Mesh, survey: Survey) -> Iterator[Finding]:
+    # Consul before 1.15 never sees that Vault keeps several issuers (hashicorp/consul#15217).
+    for dc in mesh.datacenters:
+        if survey.datacenter(dc.name).issuer in {"pinned", "fixed"}:
+            mount = dc.consul.intermediate_pki_path.strip("/")
+            yield Finding(
+                "warn",
+                dc.name,
+                f"an intermediate that is renewed at {mount} would not be the one that signs",
+                f"unless it is pinned on purpose: set default_follows_latest_issuer=true at {mount}/config/issuers",
+            )
 
 
 def _gateways(mesh: Mesh, closer: Closer) -> Iterator[Finding]:

@@ -114,7 +114,8 @@ def _unseal(boot: Boot, up: list[str], *, auto: bool) -> None:
     for name in boot.vault.unseal:
         node = boot.survey.node(name)
         if node.progress:
-            how = "is reset, as approved" if node.foreign else "is built on"
+            reset = boot.options.allow_reset_unseal_progress
+            how = "is reset, as approved" if reset else "is built on"
             reason += f"; {name} has {node.progress} given, which {how}"
     boot.draft.add(
         "unseal",

@@ -23,7 +23,7 @@ Setup = Literal["unknown", "absent", "partial", "done"]
 ConsulState = Literal["unknown", "down", "no_leader", "storm", "serving"]
 Connect = Literal["unknown", "on", "off"]
 Ca = Literal["unknown", "ok", "failing", "builtin", "off"]
-Issuer = Literal["unknown", "follows", "fixed"]
+Issuer = Literal["unknown", "follows", "fixed", "pinned"]
 Acl = Literal["unknown", "absent", "bootstrapped"]
 # unswept: it is stored, and one of an earlier bootstrap whose answer was lost may still live
 Token = Literal["unknown", "absent", "intended", "stored", "unswept", "denied"]
@@ -54,7 +54,6 @@ class NodeSeen:
     progress: int = 0  # shares given in the attempt that stands now
     nonce: str = ""
     threshold: int = 0  # of its own seal status; 0: not seen, the topology's counts
-    foreign: bool = False  # the attempt is known not to be this runbook's
     error: str = ""
 
     @property
@@ -121,7 +120,8 @@ class ConsulSeen:
     connect: Connect = "unknown"
     break_glass: BreakGlass | None = None
     ca: Ca = "unknown"  # ok: the provider is Vault and a leaf was really signed
-    issuer: Issuer = "unknown"  # fixed: in Vault an intermediate that is renewed is not the default
+    # fixed: a renewed intermediate would not sign, as a cut-short run left it; pinned: by choice
+    issuer: Issuer = "unknown"
     acl: Acl = "unknown"
     token: Token = "unknown"
     untokened: frozenset[str] = frozenset()  # hosts whose agent lacks its tokens

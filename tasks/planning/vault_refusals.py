@@ -117,14 +117,6 @@ def against_unseal(
     elif not keys.enough:
         ran = any(n.state in {"sealed", "standby", "active"} for n in vault.nodes.values())
         yield too_few(keys, ran=ran)
-    for name in sealed:
-        node = survey.node(name)
-        if node.foreign and node.progress and not options.allow_reset_unseal_progress:
-            yield Refusal(
-                f"somebody else is unsealing it: {node.progress} of {keys.threshold} shares given",
-                "let them finish, or agree with them and run again with allow_reset_unseal_progress=true",
-                name,
-            )
 
 
 def _incident(survey: Survey) -> Refusal:

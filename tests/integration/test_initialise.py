@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from blocks.errors import Unsafe
+from tasks import vault_init
 from tests.harness.lab import Lab
 from tests.integration import changes
 from tests.integration.outside import Outside, assert_up
@@ -170,6 +173,21 @@ def test_a_half_made_setup_leaves_no_root_token(blank: Lab, tmp_path: Path):
     assert seen.root_tokens() == 0  # nor is the one that init gave to the first run
 
 
+def test_a_run_told_to_stop_takes_its_root_token_with_it(blank: Lab, tmp_path: Path):
+    """B11: SIGTERM between init and set-up; the only root token is revoked before the end."""
+    told = {"after": "PUT /v1/sys/unseal", "nth": 3, "do": "kill -TERM $PPID"}
+
+    first = changes.boot(blank, watch=tmp_path / "calls", at=[told], initialise=True)
+
+    changes.ends(first, 1, "failed")
+    assert "stopped" in first.problem["error"]
+    seen = Outside(blank)
+    assert seen.root_tokens() == 0
+    changes.booted(blank, initialise=True)
+    assert_up(blank)
+    assert seen.root_tokens() == 0
+
+
 def test_an_initialised_vault_without_shares_is_not_initialised_again(lit: Lab):
     """B1: not even when every trace of its keys is gone."""
     holders = lit.directory / "holders"
@@ -190,3 +208,16 @@ def test_an_initialised_vault_without_shares_is_not_initialised_again(lit: Lab):
     assert ran.problem["error"] == "0 of the 3 shares needed can be reached"
     status = Outside(lit).seal_status("vault-1")
     assert (status["initialized"], status["sealed"]) == (True, True)
+
+
+def test_init_looks_once_more_before_it_sends_anything(lit: Lab):
+    """B1: a cluster that somebody initialised after the plan was made is left alone."""
+    holders = lit.directory / "holders"
+    aside = holders.rename(lit.directory / "elsewhere")
+    try:
+        with lit.connections() as connections, pytest.raises(Unsafe, match="vault-1 is sealed"):
+            vault_init.initialise(connections)
+        assert not holders.exists() or list(holders.iterdir()) == []
+    finally:
+        shutil.rmtree(holders, ignore_errors=True)
+        aside.rename(holders)

@@ -7,6 +7,8 @@ Each test starts from a sealed Vault on a mesh that has power.
 from __future__ import annotations
 
 import base64
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,23 @@ def test_another_custodians_progress_is_built_upon(sealed: Lab, tmp_path: Path):
     log = Outside(sealed).unsealing(NODE)
     assert (log.submitted, log.failures, log.attempts) == (3, 0, [nonce])
     assert calls_of_unsealing(calls) == 2
+
+
+def test_no_share_goes_to_a_node_that_others_opened_meanwhile(sealed: Lab, tmp_path: Path):
+    """B3: after our first share a custodian opens it by hand, and it is given no more."""
+    by_hand = [sys.executable, "-m", "tests.integration.custodian"]
+    typed = {
+        "after": "PUT /v1/sys/unseal",
+        "do": shlex.join([*by_hand, str(sealed.directory), sealed.network, "ops-b"]),
+    }
+
+    ran = changes.boot(sealed, watch=(calls := tmp_path / "calls"), at=[typed])
+
+    changes.ends(ran, 0, "verified")
+    changes.HEALTHY.add(sealed.directory)
+    assert calls_of_unsealing(calls) == 1
+    log = Outside(sealed).unsealing(NODE)
+    assert (log.failures, log.opened, log.after) == (0, 1, 0)
 
 
 def test_a_wrong_share_with_a_spare_costs_no_attempt(sealed: Lab):
@@ -123,6 +142,18 @@ def test_somebody_elses_wrong_share_is_named_and_forgotten(sealed: Lab):
     changes.booted(sealed)
     log = Outside(sealed).unsealing(NODE)
     assert (log.submitted, log.failures, log.opened) == (6, 1, 1)
+
+
+def test_an_attempt_is_reset_with_approval(sealed: Lab):
+    """B4: a wrong share given by hand before is taken back; it spoils no attempt."""
+    spoilt = give(sealed, changes.other_share())["nonce"]
+
+    changes.booted(sealed, allow_reset_unseal_progress=True)
+
+    log = Outside(sealed).unsealing(NODE)
+    assert (log.submitted, log.failures, log.opened) == (4, 0, 1)
+    assert len(log.attempts) == 2
+    assert log.attempts[0] == spoilt
 
 
 def test_a_malformed_share_is_not_given(sealed: Lab):

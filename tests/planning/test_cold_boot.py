@@ -157,12 +157,6 @@ REFUSED: dict[str, tuple[Callable[[], Survey], dict[str, Any], str, str]] = {
         "0 of the 3 shares needed exist",
         "restore a snapshot",
     ),
-    "somebody else is unsealing": (
-        lambda: sealed(progress=2, nonce="abc", foreign=True),
-        {},
-        "somebody else is unsealing it: 2 of 3",
-        "allow_reset_unseal_progress=true",
-    ),
     "the seal is an incident's": (
         lambda: vault(sealed(), incident="key leak, ask Ada"),
         {},
@@ -326,14 +320,14 @@ PLANNED: dict[str, tuple[Callable[[], Survey], dict[str, Any], dict[str, str], s
         {"unseal": "vault-1..3"},
         "hold",
     ),
-    "own progress is built on": (
+    "progress that stands is built on": (
         lambda: sealed(progress=1, nonce="abc"),
         {},
         {"unseal": "vault-1..3"},
         "init",
     ),
-    "another's progress is reset with approval": (
-        lambda: sealed(progress=1, nonce="abc", foreign=True),
+    "progress that stands is reset with approval": (
+        lambda: sealed(progress=1, nonce="abc"),
         {"allow_reset_unseal_progress": True},
         {"unseal": "vault-1..3"},
         "init",
@@ -409,6 +403,12 @@ PLANNED: dict[str, tuple[Callable[[], Survey], dict[str, Any], dict[str, str], s
         {},
         {"ca:eu-west-1": "connect-ca eu-west-1"},
         "ca:us-east-1",
+    ),
+    "an issuer that somebody else pinned stays": (
+        lambda: consul(UP, "eu-west-1", issuer="pinned"),
+        {},
+        {},
+        "ca",
     ),
     "a CA that cannot sign because Vault is sealed needs only Vault": (
         lambda: consul(sealed(), "us-east-1", ca="failing"),

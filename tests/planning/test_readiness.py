@@ -75,6 +75,11 @@ FINDINGS: dict[str, tuple[Callable[[], Verdict], str, str]] = {
         "warn",
         'holder "ops-c": AccessDenied',
     ),
+    "a renewed intermediate that would not sign": (
+        lambda: judge(MESH, consul(GOOD, "eu-west-1", issuer="pinned"), LOOK),
+        "warn",
+        "an intermediate that is renewed at connect-eu-west-1 would not be",
+    ),
     "no holder may be lost": (
         lambda: judge(MESH, holder(GOOD, "ops-c", HolderSeen("none")), LOOK),
         "warn",
