@@ -34,7 +34,7 @@ BUILT: tuple[TokenKind, ...] = ("service",)
 Resource = Literal["kv read", "kv write", "service read", "leaf sign", "acl read", "operator read"]
 
 # Secrets that the boot makes and that other runbooks look after.
-_RESERVED = ("consul/bootstrap", "consul/ca-token", "consul/tokens/", "approvals/")
+_RESERVED = ("consul/", "approvals/")
 _WITHOUT_NAME = {"acl read", "operator read"}
 
 
