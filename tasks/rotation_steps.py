@@ -48,6 +48,8 @@ class Item:
         self.chosen: Held | None = None  # the new token's ids, the same in a repeated step
         self.image: dict[str, Any] | None = None  # what arms the old token again
         self.disarmed = "soak" in plan.steps and "disarm" not in plan.steps
+        self.through: set[str] = set()  # steps that a repetition leaves alone
+        self.index = 0  # of its last change in the primary
         self.failed_at = ""
         self.error = ""
 
@@ -71,7 +73,8 @@ class Item:
         return self.token.soak_seconds if self.token else SOAK_SECONDS
 
     def fail(self, at: str, error: str) -> None:
-        """Nothing more is done with it; the first failure counts."""
+        """Nothing more is done with it but to withdraw what is pending; the first failure counts."""
+        self.through.discard("withdraw")
         self.failed_at, self.error = self.failed_at or at, self.error or error
 
     def datacenters(self, mesh: Mesh) -> list[str]:
@@ -105,21 +108,23 @@ def carry_out(
         Transient: the servers do not serve now; what was done stands.
     """
     act = _STEPS[what]
-    indices = [0]
 
     def some(part: Sequence[Item]) -> None:
         with Clients(connections, management) as clients:
             for item in part:
                 stopping.check()
+                if what in item.through:
+                    continue
                 try:
-                    indices.append(act(clients, item) or 0)
+                    item.index = max(item.index, act(clients, item) or 0)
                 except (Transient, Stopped):
                     raise
                 except MeshError as error:
                     item.fail(what, str(error))
+                item.through.add(what)
 
     fan_out(some, [part for n in range(workers) if (part := items[n::workers])], workers=workers)
-    return max(indices)
+    return max((item.index for item in items), default=0)
 
 
 def _keep(clients: Clients, item: Item, slots: Any) -> None:
@@ -195,7 +200,8 @@ def _adopt(clients: Clients, item: Item) -> None:
     wait_until(
         well,
         f"consumers of {item.name} to be healthy",
-        deadline=WELL_DEADLINE,
+        # Many roles may share a consumer that is ill: they wait for it together.
+        deadline=max(1.0, WELL_DEADLINE - (time.monotonic() - clients.opened)),
         where=item.name,
         remedy="mend them first; old and new token both work meanwhile",
     )
@@ -204,11 +210,13 @@ def _adopt(clients: Clients, item: Item) -> None:
 def _disarm(clients: Clients, item: Item) -> int:
     dc = item.plan.old_at
     item.disarmed = True
-    if (before := acl_tokens.image(clients.consul(dc), item.plan.old)) is None:
-        return 0  # a lost answer: it was done
-    item.image = before
-    index = acl_tokens.disarm(clients.consul(dc), item.plan.old, before)
-    _told(dc, f"old token of {item.name} disarmed", before=item.plan.old)
+    api = clients.consul(dc)
+    if before := acl_tokens.image(api, item.plan.old):
+        item.image = before
+        index = acl_tokens.disarm(api, item.plan.old, before)
+        _told(dc, f"old token of {item.name} disarmed", before=item.plan.old)
+    else:  # it is gone, or an answer was lost and it was done
+        index = int((acl_tokens.lookup(api, item.plan.old) or {}).get("ModifyIndex") or 0)
     return index if dc == clients.mesh.primary else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
@@ -27,6 +28,7 @@ class Clients:
     def __init__(self, connections: Connections, management: SecretStr) -> None:
         self.connections, self.mesh = connections, connections.topology
         self._management = management
+        self.opened = time.monotonic()
         self._made: dict[str, Api] = {}
         self._closing = ExitStack()
 
