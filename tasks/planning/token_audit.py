@@ -255,8 +255,16 @@ def _role(mesh: Mesh, seen: AuditSeen, token: DeclaredToken) -> Iterator[Finding
         return
     slots = seen.tokens.held[token.role]
     if slots.pending or slots.previous:
+        since = seen.tokens.find(slots.current if slots.previous else slots.pending, mesh.primary)
+        takes = timedelta(seconds=token.overlap_seconds + token.soak_seconds)
+        late = since is not None and seen.tokens.at - since[1].created >= LATE + takes
         text = "a rotation of it is under way, or did not end"
-        yield Finding("warn", token.role, text, f"{ROTATE}, which ends it")
+        yield Finding(
+            "fail" if late else "warn",
+            token.role,
+            f"{text} for more than a day" if late else text,
+            f"{ROTATE}, which ends it",
+        )
     if slots.current is None:
         return
     found = seen.tokens.find(slots.current, mesh.primary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -120,6 +121,13 @@ def own_stranger() -> Verdict:
     world.put("x", text="")
     whole = seen(world)
     return judge(MESH, replace(whole, tokens=replace(whole.tokens, own="x")))
+
+
+def in_another_datacenter() -> Verdict:
+    world = good(mesh=mesh(declared(local=True, datacenters=[SECONDARY])))
+    world.drop("live")
+    world.put("live", local=PRIMARY)
+    return verdict(world)
 
 
 GONE = frozenset({f"us-app-9 in {PRIMARY}"})
@@ -254,6 +262,24 @@ FINDINGS: dict[str, tuple[Callable[[], Verdict], str, str, str]] = {
         "payments",
         "a rotation of it is under way, or did not end",
     ),
+    "a rotation that has not ended for a day, after the promotion": (
+        lambda: held("live", None, "other", age=DAY + 2 * timedelta(minutes=1)),
+        "fail",
+        "payments",
+        "did not end for more than a day",
+    ),
+    "a rotation that has not ended for a day, before the promotion": (
+        lambda: held(None, "live", age=DAY + HOUR),
+        "fail",
+        "payments",
+        "did not end for more than a day",
+    ),
+    "a rotation that soaks until just now": (
+        lambda: held("live", None, "other", age=DAY + timedelta(minutes=1)),
+        "warn",
+        "payments",
+        "a rotation of it is under way",
+    ),
     "a token that was stored and nobody can read yet": (
         lambda: held(None, "missing"),
         "warn",
@@ -295,6 +321,12 @@ FINDINGS: dict[str, tuple[Callable[[], Verdict], str, str, str]] = {
         "fail",
         "payments",
         "live is not as declared: not local",
+    ),
+    "local, and in another datacenter than is declared": (
+        in_another_datacenter,
+        "fail",
+        "payments",
+        "live is not as declared: local to us-east-1",
     ),
     "a token of the boot that was edited": (
         lambda: changed("agent", grants=Grants(frozenset({"catalog"}), nodes=NODE.nodes)),
@@ -414,11 +446,31 @@ def test_a_service_counts_where_its_token_is_good(service: str, local: str, told
     assert any(f.subject == "nobody behind" for f in found.findings) is told
 
 
-def test_a_token_is_told_of_once_where_it_is_worst():
-    """Three things are wrong with it, and one line says who it is."""
-    found = put(say={"management": True, "legacy": True}, text="agent of us-app-1")
+@pytest.mark.parametrize(
+    ("made", "accessor", "subject"),
+    [
+        # Three things are wrong with it, and one line says who it is.
+        (
+            lambda: put(say={"management": True, "legacy": True}, text="agent of us-app-1"),
+            "x",
+            "management token",
+        ),
+        (lambda: put(text="agent of us-app-1"), "x", "orphan"),
+        (lambda: put(text=None), "x", "orphan"),
+        (lambda: left_over(nodes=GONE), "gone", "nobody behind"),
+        (lambda: changed("management", management=False), "management", "management tokens"),
+    ],
+)
+def test_a_token_is_told_of_once_where_it_is_worst(
+    made: Callable[[], Verdict], accessor: str, subject: str
+):
+    told = [
+        f.subject
+        for f in made().findings
+        if f.level != "ok" and re.search(rf"(^| ){accessor}\b", f.text)
+    ]
 
-    assert [f.subject for f in found.findings if " x" in f" {f.text}"] == ["management token"]
+    assert told == [subject]
 
 
 def test_a_token_of_a_role_whose_path_cannot_be_read_is_not_called_an_orphan():
