@@ -17,6 +17,7 @@ RUNBOOKS: dict[str, str] = {
     "vault-maintenance": "flows.vault_maintenance:vault_maintenance",
     "snapshot": "flows.snapshot:snapshot",
     "token-rotation": "flows.token_rotation:token_rotation",
+    "token-audit": "flows.token_audit:token_audit",
 }
 
 

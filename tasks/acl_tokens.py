@@ -18,9 +18,10 @@ from tasks.token_store import Held
 
 if TYPE_CHECKING:
     from blocks.declared_tokens import DeclaredToken
-    from blocks.http import Api
+    from blocks.http import Answer, Api
     from blocks.topology import Mesh
 
+GLOBAL_MANAGEMENT = "00000000-0000-0000-0000-000000000001"
 GRANTS = ("Policies", "Roles", "ServiceIdentities", "NodeIdentities")
 
 
@@ -39,6 +40,11 @@ def own_accessor(api: Api) -> str:
     return str(api.get("/v1/acl/token/self").json(dict)["AccessorID"])
 
 
+def filtered(answer: Answer) -> bool:
+    """Whether Consul left things out that its caller may not see; it says so from 1.11 on."""
+    return answer.headers.get("x-consul-results-filtered-by-acls", "").lower() == "true"
+
+
 def listed(api: Api, own: str) -> dict[str, TokenSeen]:
     """
     Every token of a datacenter by its accessor.
@@ -48,12 +54,11 @@ def listed(api: Api, own: str) -> dict[str, TokenSeen]:
         BadAnswer: an entry is not the API's.
     """
     answer = api.get("/v1/acl/tokens", params={"consistent": "1"})
-    filtered = answer.headers.get("x-consul-results-filtered-by-acls", "").lower() == "true"
     try:
         found = {str(entry["AccessorID"]): _seen(entry) for entry in answer.json(list)}
     except (KeyError, TypeError, ValueError):
         raise BadAnswer(f"{answer.what}: an entry is no token", where=api.server) from None
-    if filtered or not {own, ANONYMOUS} <= found.keys():
+    if filtered(answer) or not {own, ANONYMOUS} <= found.keys():
         raise Refused(
             "the list of tokens is not whole",
             where=api.server,
@@ -62,7 +67,9 @@ def listed(api: Api, own: str) -> dict[str, TokenSeen]:
     return found
 
 
-def _seen(entry: dict[str, Any]) -> TokenSeen:
+def grants(entry: dict[str, Any]) -> Grants:
+    """What a token may, from its entry in the API or from a body that would create it."""
+
     def names(field: str) -> frozenset[str]:
         return frozenset(str(link["Name"]) for link in entry.get(field) or [])
 
@@ -70,19 +77,32 @@ def _seen(entry: dict[str, Any]) -> TokenSeen:
         limited = " ".join(sorted(identity.get("Datacenters") or []))
         return f"{identity['ServiceName']} in {limited}" if limited else identity["ServiceName"]
 
+    return Grants(
+        names("Policies"),
+        names("Roles"),
+        frozenset(service(i) for i in entry.get("ServiceIdentities") or []),
+        frozenset(
+            f"{i['NodeName']} in {i['Datacenter']}" for i in entry.get("NodeIdentities") or []
+        ),
+    )
+
+
+def manages(entry: dict[str, Any]) -> bool:
+    """Whether a token or role has the policy `global-management` itself; it may be renamed."""
+    return any(link.get("ID") == GLOBAL_MANAGEMENT for link in entry.get("Policies") or [])
+
+
+def _seen(entry: dict[str, Any]) -> TokenSeen:
+    expires = entry.get("ExpirationTime")
     return TokenSeen(
         entry["AccessorID"],
         str(entry.get("Description") or ""),
-        Grants(
-            names("Policies"),
-            names("Roles"),
-            frozenset(service(i) for i in entry.get("ServiceIdentities") or []),
-            frozenset(
-                f"{i['NodeName']} in {i['Datacenter']}" for i in entry.get("NodeIdentities") or []
-            ),
-        ),
+        grants(entry),
         datetime.fromisoformat(entry["CreateTime"]),
         bool(entry.get("Local")),
+        datetime.fromisoformat(expires) if expires else None,
+        bool(entry.get("Legacy")),
+        manages(entry),
     )
 
 

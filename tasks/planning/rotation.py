@@ -26,6 +26,7 @@ from tasks.planning.tokens_seen import (
     age_text,
     declared_grants,
     description,
+    differences,
 )
 
 Do = Literal[
@@ -289,13 +290,7 @@ def _drift(mesh: Mesh, seen: TokensSeen, token: DeclaredToken) -> str:
     found = seen.find(seen.held.get(token.role, Slots()).current, mesh.primary)
     if found is None:
         return ""
-    has, wanted = found[1].grants, declared_grants(mesh, token)
-    parts = []
-    for what in ("policies", "roles", "services", "nodes"):
-        more = sorted(getattr(has, what) - getattr(wanted, what))
-        less = sorted(getattr(wanted, what) - getattr(has, what))
-        parts += [f"{what} without {', '.join(less)}"] if less else []
-        parts += [f"{what} beside: {', '.join(more)}"] if more else []
+    parts = differences(found[1].grants, declared_grants(mesh, token))
     if found[1].description != description(token.role):
         parts.append("another description")
     return f"its token {found[1].accessor} has {'; '.join(parts)}" if parts else ""

@@ -84,6 +84,17 @@ class Grants:
         return bool(self.policies or self.roles or self.services or self.nodes)
 
 
+def differences(has: Grants, wanted: Grants) -> list[str]:
+    """How what a token may differs from what it is to be granted; nothing if it does not."""
+    parts = []
+    for what in ("policies", "roles", "services", "nodes"):
+        more = sorted(getattr(has, what) - getattr(wanted, what))
+        less = sorted(getattr(wanted, what) - getattr(has, what))
+        parts += [f"{what} without {', '.join(less)}"] if less else []
+        parts += [f"{what} beside: {', '.join(more)}"] if more else []
+    return parts
+
+
 def declared_grants(mesh: Mesh, token: DeclaredToken) -> Grants:
     """What a role's token is to be granted."""
     return Grants(
@@ -103,6 +114,9 @@ class TokenSeen:
     grants: Grants
     created: datetime
     local: bool = False
+    expires: datetime | None = None
+    legacy: bool = False  # of the ACL system before Consul 1.4
+    management: bool = False  # has the policy global-management itself, whatever that is called
 
     @property
     def role(self) -> str:

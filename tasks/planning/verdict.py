@@ -1,4 +1,4 @@
-"""The verdict of a readiness check: its findings, and what they rest on."""
+"""The verdict of a runbook that only looks: its findings, and what they rest on."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All findings, the worst first; ready if none of them fails."""
+    """All findings, the worst first."""
 
     findings: tuple[Finding, ...]
 
     @property
+    def good(self) -> bool:
+        """Whether no finding fails."""
+        return not any(f.level == "fail" for f in self.findings)
+
+    @property
     def ready(self) -> bool:
         """Whether the mesh would come back from the dark."""
-        return not any(f.level == "fail" for f in self.findings)
+        return self.good
 
     def as_rows(self) -> list[dict[str, Any]]:
         """The findings as a table."""

@@ -183,6 +183,7 @@ def test_the_runbooks_are_listed_with_a_line_and_their_parameters(mesh: Command)
         "vault-maintenance",
         "snapshot",
         "token-rotation",
+        "token-audit",
         "sample",
     ]
     assert all(p["description"] for book in data for p in book["parameters"])

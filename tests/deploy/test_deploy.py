@@ -28,7 +28,14 @@ from tests.deploy.server import (
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-RUNBOOKS = ("boot-readiness", "cold-boot", "snapshot", "token-rotation", "vault-maintenance")
+RUNBOOKS = (
+    "boot-readiness",
+    "cold-boot",
+    "snapshot",
+    "token-audit",
+    "token-rotation",
+    "vault-maintenance",
+)
 SLUGS = ("aws-account", "host-access", "mesh-topology", "proxmox-cluster")
 
 
@@ -89,7 +96,8 @@ def test_a_wrong_value_is_refused_at_creation(prefect_server: PrefectServer, dep
 
 
 @pytest.mark.parametrize(
-    ("name", "hour"), [("snapshot", 2), ("token-rotation", 3), ("boot-readiness", 6)]
+    ("name", "hour"),
+    [("snapshot", 2), ("token-rotation", 3), ("token-audit", 5), ("boot-readiness", 6)],
 )
 def test_a_schedule_really_produces_runs(
     prefect_server: PrefectServer, deployed: Deployed, name: str, hour: int

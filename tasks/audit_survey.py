@@ -1,0 +1,78 @@
+"""Looking at every ACL token and at who would use it, in every datacenter; nothing is changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from blocks.errors import Refused
+from tasks import acl_tokens, consul_acl, token_survey
+from tasks.planning.token_audit import AuditSeen, BootToken
+from tasks.step import step
+from tasks.token_clients import Clients
+from tasks.vault_setup import read_secret
+
+if TYPE_CHECKING:
+    from blocks.http import Answer, Api
+    from blocks.mesh import Connections
+    from blocks.topology import Mesh
+
+BOOT_TOKENS = "consul/tokens"
+
+
+@step("survey of all tokens of {connections.topology.name}")
+def look(connections: Connections, management: SecretStr) -> AuditSeen:
+    """
+    All tokens of Consul, all that Vault keeps of them, and the services that run.
+
+    Raises:
+        Refused: a list is not whole: what it leaves out would be taken for gone.
+        Transient: the datacenters' lists differ.
+    """
+    mesh = connections.topology
+    roles = [token.role for token in mesh.tokens]
+    tokens = token_survey.look(connections, roles, management).tokens
+    with Clients(connections, management) as clients:
+        acl_roles = clients.primary.get("/v1/acl/roles").json(list)
+        catalogs = {dc.name: _catalog(clients.consul(dc.name)) for dc in mesh.datacenters}
+        kept = _kept(clients.vault, mesh)
+        bootstrap, _ = read_secret(clients.vault, mesh, consul_acl.BOOTSTRAP_PATH)
+    return AuditSeen(
+        tokens,
+        tuple(
+            BootToken(role.name, role.description, acl_tokens.grants(role.body))
+            for role in consul_acl.roles(mesh)
+        ),
+        kept,
+        str((bootstrap or {}).get("accessor") or ""),
+        frozenset(str(role["Name"]) for role in acl_roles if acl_tokens.manages(role)),
+        catalogs,
+    )
+
+
+def _catalog(api: Api) -> frozenset[str]:
+    answer: Answer = api.get("/v1/catalog/services", params={"consistent": "1"})
+    names = frozenset(str(name) for name in answer.json(dict))
+    # Consul 1.8 filters without a word; servers register `consul` themselves.
+    if acl_tokens.filtered(answer) or "consul" not in names:
+        raise Refused(
+            "the catalog is not whole",
+            where=api.server,
+            remedy="the runbooks' token must be allowed to read every service",
+        )
+    return names
+
+
+def _kept(api: Api, mesh: Mesh) -> dict[str, str]:
+    """Accessors of the boot's tokens in Vault by name, those of hosts that are no more too."""
+    path = f"/v1/{mesh.vault.kv_mount}/metadata/{BOOT_TOKENS}"
+    answer = api.get(path, params={"list": "true"}, answers=(404,))
+    if answer.absent:
+        return {}
+    found: dict[str, str] = {}
+    for name in answer.json(dict)["data"]["keys"]:
+        document, _ = read_secret(api, mesh, f"{BOOT_TOKENS}/{name}")
+        if accessor := str((document or {}).get("accessor") or ""):
+            found[str(name)] = accessor
+    return found
