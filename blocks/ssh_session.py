@@ -8,7 +8,6 @@ to it is gone.
 
 from __future__ import annotations
 
-import math
 import select
 import shlex
 import threading
@@ -31,7 +30,6 @@ from blocks.topology import Host
 LARGEST_OUTPUT = 16 * 2**20
 _HERE = ("127.0.0.1", 0)
 SESSIONS = 8  # sshd's MaxSessions is 10 a connection
-FRESH = 1.0  # seconds for which a kept connection that answered is taken to answer still
 QUIET = 0.3  # seconds without output after which a command that ended is taken to have no more
 
 # If the connection breaks while data flows, `cat` sees an ordinary end of its input;
@@ -77,7 +75,6 @@ class Ssh:
         self._connecting = threading.Lock()
         self._sessions = threading.BoundedSemaphore(SESSIONS)
         self._doubtful = False  # the last operation got no answer
-        self._answered = -math.inf  # when the host last did, by the monotonic clock
 
     def __repr__(self) -> str:
         return f"Ssh({self.host.name!r})"
@@ -102,15 +99,12 @@ class Ssh:
         limit = self._deadline if deadline is None else deadline
         with wire.deadline(limit), self._translated("connect", limit):
             kept = self._transport
-            if self._connected() is kept and not self._answered_just_now():
+            if self._connected() is kept:
                 with (
                     calls.call(self.server, "look whether it answers", mutates=False),
                     self._session(limit),
                 ):
                     pass
-
-    def _answered_just_now(self) -> bool:
-        return not self._doubtful and time.monotonic() - self._answered < FRESH
 
     def close(self) -> None:
         """Close the connection; a later operation opens another."""
@@ -224,7 +218,6 @@ class Ssh:
                 self._drop()
                 self._transport = connect(self.host, self._user, self._key)
                 self._doubtful = False
-                self._answered = time.monotonic()
             return self._transport
         finally:
             self._connecting.release()
@@ -318,7 +311,6 @@ class Ssh:
                 closer.cancel()
             if ran.status in {124, 137} and time.monotonic() >= killed_at:
                 raise TimeoutError
-            self._answered = time.monotonic()
             return ran
 
     def _drain(self, channel: paramiko.Channel, what: str, stdin: bytes | None) -> Ran:
