@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 REFUSED_DEADLINE = 90.0  # a datacenter may remember a token for `acl.token_ttl`, 30 s
 WELL_DEADLINE = 30.0
 WATCH_SECONDS = 0.5
+_Act = Callable[["Clients", "Item"], int | None]
 SOAK_SECONDS: float = DeclaredToken.model_fields["soak_seconds"].default
 
 
@@ -107,21 +108,28 @@ def carry_out(
     Raises:
         Transient: the servers do not serve now; what was done stands.
     """
-    act = _STEPS[what]
+    passes: list[tuple[str, _Act]] = [(what, _STEPS[what])]
+    if what in _PROOFS:
+        # After the last of them: each would wait for the same round of replication.
+        passes.append((f"proof of {what}", _PROOFS[what]))
 
     def some(part: Sequence[Item]) -> None:
         with Clients(connections, management) as clients:
-            for item in part:
-                stopping.check()
-                if what in item.through:
-                    continue
-                try:
-                    item.index = max(item.index, act(clients, item) or 0)
-                except (Transient, Stopped):
-                    raise
-                except MeshError as error:
-                    item.fail(what, str(error))
-                item.through.add(what)
+            for name, act in passes:
+                for item in part:
+                    one(clients, item, name, act)
+
+    def one(clients: Clients, item: Item, name: str, act: _Act) -> None:
+        stopping.check()
+        if name in item.through or (name != what and item.failed_at):
+            return
+        try:
+            item.index = max(item.index, act(clients, item) or 0)
+        except (Transient, Stopped):
+            raise
+        except MeshError as error:
+            item.fail(what, str(error))
+        item.through.add(name)
 
     fan_out(some, [part for n in range(workers) if (part := items[n::workers])], workers=workers)
     return max((item.index for item in items), default=0)
@@ -238,6 +246,11 @@ def _rearm(clients: Clients, item: Item) -> int:
 
 def _revoke(clients: Clients, item: Item) -> None:
     acl_tokens.revoke(clients.consul(item.plan.old_at), item.plan.old)
+    _told(item.plan.old_at, f"old token of {item.name} revoked", before=item.plan.old)
+
+
+def _refused_everywhere(clients: Clients, item: Item) -> None:
+    """Every datacenter answers 403 to the old token."""
     previous = item.document.slots.previous
     for dc in clients.mesh.datacenters:
         api = clients.consul(dc.name)
@@ -254,20 +267,13 @@ def _revoke(clients: Clients, item: Item) -> None:
             where=dc.name,
             remedy="has ACL replication caught up? run it again then",
         )
-    everywhere = f"403 in {len(clients.mesh.datacenters)} datacenters"
-    _told(
-        item.plan.old_at,
-        f"old token of {item.name} revoked",
-        before=item.plan.old,
-        after=everywhere,
-    )
 
 
 def _forget(clients: Clients, item: Item) -> None:
     _keep(clients, item, item.document.slots.forgotten())
 
 
-_STEPS: dict[str, Callable[[Clients, Item], int | None]] = {
+_STEPS: dict[str, _Act] = {
     "put back": _put_back,
     "withdraw": _withdraw,
     "store": _store,
@@ -279,6 +285,7 @@ _STEPS: dict[str, Callable[[Clients, Item], int | None]] = {
     "revoke": _revoke,
     "forget": _forget,
 }
+_PROOFS: dict[str, _Act] = {"revoke": _refused_everywhere}
 
 
 def rearm(

@@ -121,17 +121,22 @@ class Tokens:
 
     def tidy(self) -> None:
         """Nothing of a rotation is left, so that other tests find the lab as it was."""
-        for dc in DATACENTERS:
-            host = self.seen.layout.host(self.server(dc))
-            for accessor, token in self.listed(dc).items():
-                if token["Local"] or dc == PRIMARY:
-                    self.seen.http.delete(
-                        f"https://{host.address}:8501/v1/acl/token/{accessor}",
-                        headers={"X-Consul-Token": self.management},
-                    )
         vault = self.seen.token()
         listed = self.seen.vault("mesh/metadata/services", vault, verb="LIST")
-        for name in listed.json()["data"]["keys"] if listed.status_code == 200 else []:
+        names = listed.json()["data"]["keys"] if listed.status_code == 200 else []
+        # A test may have given one another description.
+        kept = {self.document(name).get("accessor") for name in names}
+        for dc in DATACENTERS:
+            host = self.seen.layout.host(self.server(dc))
+            found = self.seen.consul(self.server(dc), "acl/tokens", self.management).json()
+            for token in found:
+                ours = OURS in token["Description"] or token["AccessorID"] in kept
+                if ours and (token["Local"] or dc == PRIMARY):
+                    self.seen.http.delete(
+                        f"https://{host.address}:8501/v1/acl/token/{token['AccessorID']}",
+                        headers={"X-Consul-Token": self.management},
+                    )
+        for name in names:
             self.seen.vault(f"mesh/metadata/services/{name}", vault, verb="DELETE")
         policies = self.seen.consul(self.server(PRIMARY), "acl/policies", self.management).json()
         for policy in policies:
