@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from blocks.errors import BadInput
 from blocks.nearest import unknown
 from flows.report import PlanRow
@@ -22,6 +24,7 @@ def token_rotation(
     roles: list[str] = [],  # noqa: B006 - never changed; the form shows it
     older_than: float | None = None,
     soak: float | None = None,
+    retire: list[str] = [],  # noqa: B006
     batch_size: int = 100,
     max_in_flight: int = 8,
     error_threshold: int = 1,
@@ -33,7 +36,7 @@ def token_rotation(
     2. See what Vault and Consul hold of each declared role; plan what is left to do.
     3. New tokens: stored in Vault, created, proven everywhere, promoted.
     4. Consumers adopt them; the old ones are disarmed, watched, and revoked.
-    5. Tokens of no role go; one live token a role is proven.
+    5. Tokens that Vault does not hold go; one live token a role is proven.
 
     A role that fails keeps its old token. Safe to kill at any moment and to run
     again: it looks, and carries on from there.
@@ -42,14 +45,15 @@ def token_rotation(
         roles: Roles to look after; all that are declared if none is named.
         older_than: Tokens older than so many hours are due; each role's own age if not given.
         soak: Seconds that old tokens stand disarmed before they go; each role's own if not given.
+        retire: Roles that the topology declares no more, whose tokens are to be revoked.
         batch_size: Roles that go through each step together.
         max_in_flight: Roles that are worked on at the same moment.
         error_threshold: Failures after which no further batch is begun.
     """
     mesh, connections = run.mesh, run.connections
-    _check(run, roles, batch_size, max_in_flight, error_threshold)
+    _check(run, roles, retire, batch_size, max_in_flight, error_threshold)
     chosen = roles or [token.role for token in mesh.tokens]
-    options = Options(tuple(roles), older_than)
+    options = Options(tuple(roles), older_than, tuple(retire))
     with run.stage("survey"):
         if reasons := token_survey.unfit(connections):
             run.refuse(reasons)
@@ -83,16 +87,26 @@ def token_rotation(
             after = plan_rotation(
                 mesh,
                 token_survey.look(connections, chosen, management).tokens,
-                Options(tuple(roles), NEVER_DUE),
+                replace(options, older_than_hours=NEVER_DUE),
             )
         _verify(run, rotation, plan, after)
 
 
 def _check(
-    run: Run, roles: list[str], batch_size: int, max_in_flight: int, error_threshold: int
+    run: Run,
+    roles: list[str],
+    retire: list[str],
+    batch_size: int,
+    max_in_flight: int,
+    error_threshold: int,
 ) -> None:
     known = [token.role for token in run.mesh.tokens]
     problems = [f"roles: {unknown('role', name, known)}" for name in roles if name not in known]
+    problems += [
+        f"retire: {name} is declared: take it out of the topology first"
+        for name in retire
+        if name in known
+    ]
     for name, value, most in (
         ("batch_size", batch_size, 1000),
         ("max_in_flight", max_in_flight, 64),

@@ -66,6 +66,7 @@ class Options:
 
     roles: tuple[str, ...] = ()  # all if none is named
     older_than_hours: float | None = None  # else each role's own age
+    retire: tuple[str, ...] = ()  # roles that are declared no more, whose tokens are to end
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ def plan_rotation(mesh: Mesh, seen: TokensSeen, options: Options) -> RotationPla
             after = "is put back" if "put back" in plan.steps else "is left so, as declared"
             notices.append(f"{token.role}: {drift}; it {after}")
     swept = list(_orphans(mesh, seen, options, {r.where for r in blocked}))
+    notices += _removed(mesh, seen, options)
     notices += _strangers(mesh, seen)
     return RotationPlan((*plans, *swept), tuple(blocked), notices=tuple(notices))
 
@@ -299,13 +301,12 @@ def _drift(mesh: Mesh, seen: TokensSeen, token: DeclaredToken) -> str:
 def _orphans(
     mesh: Mesh, seen: TokensSeen, options: Options, blocked: set[str]
 ) -> Iterator[TokenPlan]:
-    """Tokens that this runbook made and no role holds: of a removed role, of an older Vault."""
-    held = {accessor for slots in seen.held.values() for accessor in slots}
+    """Tokens that this runbook made and no role holds: of a retired role, of an older Vault."""
     untouched = blocked | set(seen.unreadable)
-    for where, token in seen.every(mesh.primary):
-        if not token.role or token.accessor in held or foreign(mesh.foreign_tokens, token):
+    for where, token in _unheld(mesh, seen):
+        if token.role in untouched or _kept_alive(mesh, token, options):
             continue
-        if token.role in untouched or (options.roles and token.role not in options.roles):
+        if options.roles and token.role not in {*options.roles, *options.retire}:
             continue
         steps: tuple[Do, ...] = ("disarm", "soak", "revoke") if token.grants else ("soak", "revoke")
         yield TokenPlan(
@@ -318,6 +319,32 @@ def _orphans(
             where,
             True,
         )
+
+
+def _unheld(mesh: Mesh, seen: TokensSeen) -> Iterator[tuple[str, TokenSeen]]:
+    held = {accessor for slots in seen.held.values() for accessor in slots}
+    for where, token in seen.every(mesh.primary):
+        if token.role and token.accessor not in held and not foreign(mesh.foreign_tokens, token):
+            yield where, token
+
+
+def _kept_alive(mesh: Mesh, token: TokenSeen, options: Options) -> bool:
+    """
+    Whether a token's role is gone from the topology, and nobody said that it is to end.
+
+    A section that got lost in a merge must not end, at night, all that it declared.
+    """
+    declared = {t.role for t in mesh.tokens}
+    return bool(token.grants) and token.role not in {*declared, *options.retire}
+
+
+def _removed(mesh: Mesh, seen: TokensSeen, options: Options) -> Iterator[str]:
+    for where, token in _unheld(mesh, seen):
+        if _kept_alive(mesh, token, options):
+            yield (
+                f"{where}: token {token.accessor} is of {token.role}, which is declared no more; it lives: "
+                f"declare it again, or end it with --set retire={token.role}"
+            )
 
 
 def _strangers(mesh: Mesh, seen: TokensSeen) -> Iterator[str]:

@@ -198,8 +198,16 @@ def _management(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
 
 def _orphans(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
     names = {token.description: token.name for token in seen.boot}
+    declared = {token.role for token in mesh.tokens}
     for token in _unknown(mesh, seen):
-        if token.role and token.role not in seen.tokens.unreadable:
+        if token.role and token.role not in declared:
+            yield Finding(
+                "fail",
+                "orphan",
+                f"{_about(mesh, seen, token)} is of {token.role}, which is declared no more",
+                f"declare it again, or {ROTATE} with --set retire={token.role}",
+            )
+        elif token.role and token.role not in seen.tokens.unreadable:
             yield Finding(
                 "fail",
                 "orphan",

@@ -204,7 +204,12 @@ def test_orphans_go_and_tokens_of_others_stay(tokens: Tokens):
     made = tokens.put("acl/token", Description="by hand", Policies=[{"Name": POLICY}]).json()
     until(lambda: tokens.self_status(SECONDARY, made["SecretID"]) == 200, "replication")
     try:
-        ran = tokens.rotate(tokens.declare(role()), soak=0)
+        left = tokens.rotate(tokens.declare(role()), soak=0)
+        changes.ends(left, 0, "nothing")
+        assert tokens.self_status(SECONDARY, gone["secret"]) == 200
+        assert any("--set retire=removed" in notice for notice in left.report["notices"])
+
+        ran = tokens.rotate(tokens.declare(role()), soak=0, retire="removed")
 
         changes.ends(ran, 0, "verified")
         assert [tokens.self_status(dc, gone["secret"]) for dc in DATACENTERS] == [403, 403]

@@ -238,6 +238,23 @@ def test_an_orphan_is_disarmed_then_revoked_and_a_live_one_is_not():
     assert found == {"lost": ("disarm", "soak", "revoke"), "gone": ("soak", "revoke")}
 
 
+def test_a_role_that_is_declared_no_more_ends_only_if_somebody_says_so():
+    world = World(MESH, {"payments": Slots("a")})
+    world.put("a")
+    world.put("b", "removed")
+
+    left, told = plan(world), plan(world, retire=("removed",))
+    alone = plan(world, roles=("payments",), retire=("removed",))
+
+    assert left.todo == ()
+    (line,) = left.notices
+    assert "removed, which is declared no more" in line
+    assert "--set retire=removed" in line
+    assert [(t.old, t.steps) for t in told.todo] == [("b", ("disarm", "soak", "revoke"))]
+    assert told.notices == ()
+    assert [t.old for t in alone.todo] == ["b"]
+
+
 def test_only_orphans_of_the_chosen_roles_are_swept():
     world = World(mesh(declared(), declared("other")), {"payments": Slots("a")})
     world.put("a")

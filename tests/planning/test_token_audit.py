@@ -200,7 +200,7 @@ FINDINGS: dict[str, tuple[Callable[[], Verdict], str, str, str]] = {
         lambda: put(text="token of retired, rotated by mesh-runbooks"),
         "fail",
         "orphan",
-        "is none that Vault holds for retired",
+        "is of retired, which is declared no more",
     ),
     "made by the boot, and another one is in Vault": (
         lambda: put(text="agent of us-app-1"),
