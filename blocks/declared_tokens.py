@@ -9,7 +9,7 @@ stands in Vault and Consul alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from pydantic import Field
@@ -30,7 +30,6 @@ TokenKind = Literal[
     "dynamic",
     "gossip",
 ]
-BUILT: tuple[TokenKind, ...] = ("service",)
 Resource = Literal["kv read", "kv write", "service read", "leaf sign", "acl read", "operator read"]
 
 # Secrets that the boot makes and that other runbooks look after.
@@ -61,12 +60,12 @@ class DeclaredToken(Part):
         default=[], description="Where it is used and proven; all datacenters if none is named."
     )
     local: bool = Field(default=False, description="Exists in its one datacenter only.")
-    path: str = Field(description="Path of its secret below `vault.kv_mount`.")
+    path: str = Field(default="", description="Path of its secret below `vault.kv_mount`.")
     consumers: list[Name] = Field(
         default=[], description="Services that use it: healthy in the catalog while they can."
     )
-    may: list[str] = Field(min_length=1, description="What it must be allowed.")
-    may_not: list[str] = Field(min_length=1, description="What it must be denied.")
+    may: list[str] = Field(default=[], description="What it must be allowed.")
+    may_not: list[str] = Field(default=[], description="What it must be denied.")
     drift: Literal["put back", "report"] = Field(
         default="put back", description="What becomes of a token that was edited by hand."
     )
@@ -86,6 +85,11 @@ class ForeignToken(Part):
     description: str | None = Field(
         default=None, description="Those whose description is this; `*` at its end for any rest."
     )
+
+
+def roles(mesh: Mesh) -> list[DeclaredToken]:
+    """Every role that has a token of its own."""
+    return mesh.tokens
 
 
 def permission(text: str) -> Permission | None:
@@ -114,20 +118,32 @@ def problems(mesh: Mesh) -> Iterator[str]:
                 yield f"{what}: {value} is there {count} times"
     for token in mesh.tokens:
         where = f"tokens[{token.role}]"
-        if token.kind not in BUILT:
-            yield f"{where}.kind: {token.kind} is not rotated yet; known are {', '.join(BUILT)}"
-        yield from _path(where, token.path)
-        yield from _grants(where, token, mesh)
-        yield from _places(where, token, mesh)
-        for field, lines in (("may", token.may), ("may_not", token.may_not)):
-            for line in lines:
-                if permission(line) is None:
-                    yield f"{where}.{field}: {_unlike(line)}"
-        for line in sorted(set(token.may) & set(token.may_not)):
-            yield f"{where}.may_not: {line} is in may too"
+        if check := _OF_KIND.get(token.kind):
+            yield from check(where, token, mesh)
+        else:
+            known = ", ".join(_OF_KIND)
+            yield f"{where}.kind: {token.kind} is not rotated yet; known are {known}"
     for number, foreign in enumerate(mesh.foreign_tokens):
         if (foreign.accessor is None) == (foreign.description is None):
             yield f"foreign_tokens[{number}]: name either an accessor or a description"
+
+
+def _service(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
+    yield from _path(where, token.path)
+    yield from _grants(where, token, mesh)
+    yield from _places(where, token, mesh)
+    yield from _proof(where, token)
+
+
+def _proof(where: str, token: DeclaredToken) -> Iterator[str]:
+    for field, lines in (("may", token.may), ("may_not", token.may_not)):
+        if not lines:
+            yield f"{where}.{field}: needs at least one line to prove a new token by"
+        for line in lines:
+            if permission(line) is None:
+                yield f"{where}.{field}: {_unlike(line)}"
+    for line in sorted(set(token.may) & set(token.may_not)):
+        yield f"{where}.may_not: {line} is in may too"
 
 
 def _unlike(line: str) -> str:
@@ -165,3 +181,9 @@ def _places(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
     for name in token.consumers:
         if name not in services:
             yield f"{where}.consumers: {name} is no service"
+
+
+# What each kind demands of its declaration.
+_OF_KIND: dict[TokenKind, Callable[[str, DeclaredToken, Mesh], Iterator[str]]] = {
+    "service": _service,
+}

@@ -274,9 +274,13 @@ class Mesh(Part):
         """One datacenter by name; `KeyError` if the mesh has none such."""
         return {d.name: d for d in self.datacenters}[name]
 
+    def roles(self) -> list[DeclaredToken]:
+        """Every role that has a token of its own, those that one declaration makes many of too."""
+        return declared_tokens.roles(self)
+
     def token(self, role: str) -> DeclaredToken:
-        """One declared token by its role; `KeyError` if the mesh has none such."""
-        return {t.role: t for t in self.tokens}[role]
+        """One role; `KeyError` if the mesh has none such."""
+        return {t.role: t for t in self.roles()}[role]
 
     def datacenter_of(self, host: str) -> Datacenter:
         """The datacenter a host stands in."""

@@ -94,7 +94,8 @@ def consuming(topology: Path) -> Iterator[list[Consumer]]:
     with connect(mesh, environ=os.environ) as connections:
         consumers = [
             Consumer(connections, role, host)
-            for role in mesh.tokens
+            for role in mesh.roles()
+            if role.kind == "service"
             for host in hosts_of(connections, role)
         ]
         for consumer in consumers:

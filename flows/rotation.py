@@ -1,52 +1,67 @@
-"""A rotation under way: batches of roles, step by step, the old armed again if anything fails."""
+"""ACL tokens under rotation: batches of roles, step by step, the old armed again if anything fails."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from pydantic import SecretStr
 
+from flows.rotation_way import Outcome, Pace, Way
 from flows.run import Run, Stage
-from tasks import federation, rotation_steps, stopping
-from tasks.planning.rotation import Do
+from tasks import federation, rotation_steps, stopping, token_survey
+from tasks.planning.rotation import KINDS, Do, plan_rotation
+from tasks.planning.rotation_plan import Options, RotationPlan
 from tasks.rotation_steps import Item
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How fast a rotation may go, and how much of it may fail."""
+class AclTokens(Way):
+    """Tokens of a role's own in Consul, each with its secret in Vault."""
 
-    batch_size: int
-    max_in_flight: int
-    error_threshold: int
-    soak_seconds: float | None  # else each role's own
+    kinds = KINDS
 
+    def __init__(self, run: Run, management: SecretStr, pace: Pace) -> None:
+        super().__init__(run, management, pace)
+        self.items: list[Item] = []
+        self._begun: list[Item] = []
+        self._index = 0
+        self._suffix = ""
 
-@dataclass
-class Rotation:
-    """One rotation under way; `items` know what became of them."""
-
-    run: Run
-    items: Sequence[Item]
-    management: SecretStr
-    pace: Pace
-    begun: list[Item] = field(default_factory=list, init=False)
-    _index: int = field(default=0, init=False)
-    _suffix: str = field(default="", init=False)
+    def survey(self, options: Options) -> RotationPlan:
+        """What Vault and Consul hold of these roles, and of tokens that no role has."""
+        declared = self.declared(options)
+        seen = token_survey.look(self.run.connections, declared, self.management)
+        plan = plan_rotation(self.run.mesh, seen.tokens, options)
+        known = {token.role: token for token in declared}
+        self.items = [
+            Item(token, None, token_survey.NOTHING)
+            if token.orphan
+            else Item(token, known[token.role], seen.documents[token.role])
+            for token in plan.todo
+        ]
+        self._begun = []
+        return plan
 
     @property
     def failed(self) -> list[Item]:
         """Those that ended before their end, by their own fault."""
         return [item for item in self.items if item.failed_at]
 
-    @property
-    def left_out(self) -> list[Item]:
-        """Those whose batch was not begun, because too many had failed."""
-        begun = set(map(id, self.begun))
-        return [item for item in self.items if id(item) not in begun]
+    def outcomes(self) -> list[Outcome]:
+        """What became of each role and each orphan; those of a batch not begun too."""
+        begun = set(map(id, self._begun))
+        return [
+            Outcome(
+                item.plan.role,
+                item.name,
+                item.plan.steps,
+                id(item) in begun,
+                item.failed_at,
+                item.error,
+            )
+            for item in self.items
+        ]
 
     def carry_out(self) -> None:
         """All items in batches, until too many have failed; orphans when the roles are done."""
@@ -56,12 +71,12 @@ class Rotation:
         batches = [b[n : n + size] for b in (roles, orphans) for n in range(0, len(b), size)]
         for number, batch in enumerate(batches, 1):
             if len(self.failed) >= self.pace.error_threshold:
+                more = len(self.items) - len(self._begun)
                 self.run.notice(
-                    f"stopped after {len(self.failed)} failures: "
-                    f"{len(self.left_out)} more were to do"
+                    f"stopped after {len(self.failed)} failures: {more} more were to do"
                 )
                 return
-            self.begun += batch
+            self._begun += batch
             self._suffix = f" {number} of {len(batches)}" if len(batches) > 1 else ""
             self._batch(batch)
 

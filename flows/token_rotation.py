@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from blocks.errors import BadInput
 from blocks.nearest import unknown
 from flows.report import PlanRow
-from flows.rotation import Pace, Rotation
+from flows.rotation import AclTokens
+from flows.rotation_way import Outcome, Pace, Way
 from flows.run import Run
 from flows.runbook import runbook
 from tasks import token_survey
-from tasks.planning.rotation import Options, RotationPlan, plan_rotation
-from tasks.rotation_steps import Item
+from tasks.planning.plan import Refusal
+from tasks.planning.rotation_plan import Options, RotationPlan, table
 
+# In the order in which they are carried out.
+WAYS: tuple[type[Way], ...] = (AclTokens,)
 NEVER_DUE = 1e9  # hours
 
 
@@ -50,46 +54,43 @@ def token_rotation(
         max_in_flight: Roles that are worked on at the same moment.
         error_threshold: Failures after which no further batch is begun.
     """
-    mesh, connections = run.mesh, run.connections
     _check(run, roles, retire, batch_size, max_in_flight, error_threshold)
-    chosen = roles or [token.role for token in mesh.tokens]
     options = Options(tuple(roles), older_than, tuple(retire))
     with run.stage("survey"):
-        if reasons := token_survey.unfit(connections):
+        if reasons := token_survey.unfit(run.connections):
             run.refuse(reasons)
-        management = token_survey.management(connections)
-        seen = token_survey.look(connections, chosen, management)
-    plan = plan_rotation(mesh, seen.tokens, options)
-    if plan.refusals:
-        run.refuse(plan.refusals)
-    if plan.blocked and not plan.todo:
-        run.refuse(plan.blocked)
+        management = token_survey.management(run.connections)
+        pace = Pace(batch_size, max_in_flight, error_threshold, soak)
+        ways = [way for kind in WAYS if _concerns(way := kind(run, management, pace), options)]
+        plans = [way.survey(options) for way in ways]
+    if refusals := [reason for plan in plans for reason in plan.refusals]:
+        run.refuse(refusals)
+    blocked = [reason for plan in plans for reason in plan.blocked]
+    if blocked and not any(plan.todo for plan in plans):
+        run.refuse(blocked)
+    notices = [notice for plan in plans for notice in plan.notices]
     run.show_plan(
-        [PlanRow(**row) for row in plan.as_rows()],
-        notices=[*plan.notices, *(f"left as it is: {reason}" for reason in plan.blocked)],
+        [PlanRow(**row) for row in table(plans)],
+        notices=[*notices, *(f"left as it is: {reason}" for reason in blocked)],
     )
-    items = [
-        Item(
-            token,
-            None if token.orphan else mesh.token(token.role),
-            token_survey.NOTHING if token.orphan else seen.documents[token.role],
-        )
-        for token in plan.todo
-    ]
-    rotation = Rotation(
-        run, items, management, Pace(batch_size, max_in_flight, error_threshold, soak)
-    )
-    run.stands = lambda: _stands(rotation)
-    rotation.carry_out()
+    run.stands = lambda: _stands(ways)
+    outcomes: list[Outcome] = []
+    after = plans
+    if any(plan.todo for plan in plans):
+        for way in ways:
+            if len([o for o in outcomes if o.failed_at]) < error_threshold:
+                way.carry_out()
+            outcomes += way.outcomes()
     with run.stage("verify"):
-        after = plan
-        if items:
-            after = plan_rotation(
-                mesh,
-                token_survey.look(connections, chosen, management).tokens,
-                replace(options, older_than_hours=NEVER_DUE),
-            )
-        _verify(run, rotation, plan, after)
+        if outcomes:
+            again = replace(options, older_than_hours=NEVER_DUE)
+            after = [way.survey(again) for way in ways]
+        _verify(run, outcomes, blocked, after)
+
+
+def _concerns(way: Way, options: Options) -> bool:
+    """Whether there is anything for a way; that of ACL tokens looks for orphans too."""
+    return isinstance(way, AclTokens) or bool(way.declared(options))
 
 
 def _check(
@@ -100,7 +101,7 @@ def _check(
     max_in_flight: int,
     error_threshold: int,
 ) -> None:
-    known = [token.role for token in run.mesh.tokens]
+    known = [token.role for token in run.mesh.roles()]
     problems = [f"roles: {unknown('role', name, known)}" for name in roles if name not in known]
     problems += [
         f"retire: {name} is declared: take it out of the topology first"
@@ -118,32 +119,40 @@ def _check(
         raise BadInput(problems)
 
 
-def _verify(run: Run, rotation: Rotation, plan: RotationPlan, after: RotationPlan) -> None:
+def _verify(
+    run: Run,
+    outcomes: Sequence[Outcome],
+    blocked: Sequence[Refusal],
+    after: Sequence[RotationPlan],
+) -> None:
     """What failed, role by role, and that every other role has one live token and no more."""
-    for reason in plan.blocked:
+    for reason in blocked:
         run.recorder.check(f"{reason.where} can be rotated", False, f"{reason.error}; {reason.do}")
-    for item in rotation.failed:
-        run.recorder.check(f"{item.name} through {item.failed_at}", False, item.error)
-    apart = {item.plan.role for item in (*rotation.failed, *rotation.left_out)}
-    left = [token for token in after.todo if token.role not in apart]
-    kept = [token for token in after.tokens if not token.steps]
+    failed = [o for o in outcomes if o.failed_at]
+    left_out = [o for o in outcomes if not o.begun]
+    for one in failed:
+        run.recorder.check(f"{one.name} through {one.failed_at}", False, one.error)
+    apart = {one.role for one in (*failed, *left_out)}
+    left = [token for plan in after for token in plan.todo if token.role not in apart]
+    kept = [token for plan in after for token in plan.tokens if not token.steps]
     run.recorder.check(
         "one live token a role, none orphaned",
         not left,
         "; ".join(f"{token.role}: {token.reason}" for token in left) or f"{len(kept)} roles",
     )
-    done = [item for item in rotation.begun if not item.failed_at]
+    done = [o for o in outcomes if o.begun and not o.failed_at]
     run.measures |= {
-        "promoted": sum("promote" in item.plan.steps for item in done),
-        "revoked": sum("revoke" in item.plan.steps for item in done),
-        "failed": len(rotation.failed),
-        "left_out": len(rotation.left_out),
+        "promoted": sum("promote" in o.steps for o in done),
+        "revoked": sum("revoke" in o.steps for o in done),
+        "failed": len(failed),
+        "left_out": len(left_out),
     }
 
 
-def _stands(rotation: Rotation) -> str:
-    failed = len(rotation.failed)
+def _stands(ways: Sequence[Way]) -> str:
+    outcomes = [outcome for way in ways for outcome in way.outcomes()]
+    failed = sum(bool(outcome.failed_at) for outcome in outcomes)
     return (
         "every token that consumers read from Vault is as good as before; "
-        f"{failed} of {len(rotation.items)} roles failed, and their old tokens work"
+        f"{failed} of {len(outcomes)} roles failed, and their old tokens work"
     )

@@ -8,6 +8,7 @@ from pydantic import SecretStr
 
 from blocks.errors import Refused
 from tasks import acl_tokens, consul_acl, token_survey
+from tasks.planning.rotation import of_acl
 from tasks.planning.token_audit import AuditSeen, BootToken
 from tasks.step import step
 from tasks.token_clients import Clients
@@ -31,8 +32,7 @@ def look(connections: Connections, management: SecretStr) -> AuditSeen:
         Transient: the datacenters' lists differ.
     """
     mesh = connections.topology
-    roles = [token.role for token in mesh.tokens]
-    tokens = token_survey.look(connections, roles, management).tokens
+    tokens = token_survey.look(connections, of_acl(mesh), management).tokens
     with Clients(connections, management) as clients:
         acl_roles = clients.primary.get("/v1/acl/roles").json(list)
         catalogs = {dc.name: _catalog(clients.consul(dc.name)) for dc in mesh.datacenters}

@@ -18,7 +18,8 @@ from pydantic import SecretStr
 from blocks.declared_tokens import DeclaredToken
 from blocks.errors import MeshError, NotConverged, Transient
 from tasks import acl_tokens, record, stopping, token_proof, token_store
-from tasks.planning.rotation import Do, TokenPlan, home
+from tasks.planning.rotation import Do, home
+from tasks.planning.rotation_plan import TokenPlan
 from tasks.step import fan_out, step
 from tasks.stopping import Stopped
 from tasks.token_clients import Clients

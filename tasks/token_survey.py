@@ -95,7 +95,7 @@ def _replication(connections: Connections, token: SecretStr) -> Iterator[Refusal
 
 
 @step("survey of tokens")
-def look(connections: Connections, roles: Sequence[str], token: SecretStr) -> Seen:
+def look(connections: Connections, declared: Sequence[DeclaredToken], token: SecretStr) -> Seen:
     """
     What Vault and Consul hold of these roles, and all of Consul's tokens.
 
@@ -113,7 +113,7 @@ def look(connections: Connections, roles: Sequence[str], token: SecretStr) -> Se
             frozenset(str(x["Name"]) for x in clients.primary.get(path).json(list))
             for path in ("/v1/acl/policies", "/v1/acl/roles")
         )
-    documents, unreadable = _documents(connections, [mesh.token(role) for role in roles], token)
+    documents, unreadable = _documents(connections, declared, token)
     seen = TokensSeen(
         datetime.now(UTC),
         {role: found.accessors for role, found in documents.items()},
@@ -145,12 +145,12 @@ def _require_parity(primary: str, tokens: dict[str, dict[str, TokenSeen]]) -> No
 
 
 def _documents(
-    connections: Connections, declared: list[DeclaredToken], token: SecretStr, workers: int = 8
+    connections: Connections, declared: Sequence[DeclaredToken], token: SecretStr, workers: int = 8
 ) -> tuple[dict[str, Document], dict[str, str]]:
     documents: dict[str, Document] = {}
     unreadable: dict[str, str] = {}
 
-    def read(some: list[DeclaredToken]) -> None:
+    def read(some: Sequence[DeclaredToken]) -> None:
         with Clients(connections, token) as clients:
             for role in some:
                 try:

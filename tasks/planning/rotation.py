@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
-from itertools import groupby
-from typing import Any, Literal
+from typing import Literal
 
-from blocks.declared_tokens import DeclaredToken, ForeignToken
+from blocks.declared_tokens import DeclaredToken, ForeignToken, TokenKind
 from blocks.topology import Mesh
-from tasks.planning.plan import Refusal, compress
+from tasks.planning.plan import Refusal
+from tasks.planning.rotation_plan import Options, RotationPlan, TokenPlan
 from tasks.planning.tokens_seen import (
     ANONYMOUS,
     Slots,
@@ -42,107 +41,22 @@ Do = Literal[
     "revoke",  # gone, 403 everywhere
     "forget",  # gone from Vault too
 ]
+# Kinds that are ACL tokens of a role's own.
+KINDS: tuple[TokenKind, ...] = ("service",)
 # The order that holds for every role: each way is a part of it.
 ORDER: tuple[Do, ...] = Do.__args__  # type: ignore[attr-defined]
 NEW: tuple[Do, ...] = ("store", "create", "prove", "promote")
 RETIRE: tuple[Do, ...] = ("adopt", "disarm", "soak", "revoke", "forget")
-ACTIONS: dict[str, frozenset[Do]] = {
-    "put back": frozenset({"put back"}),
-    "issue": frozenset({"withdraw", "store", "create"}),
-    "adopt": frozenset({"prove", "promote", "adopt"}),
-    "disarm": frozenset({"disarm"}),
-    "revoke": frozenset({"soak", "revoke", "forget"}),
-}
-_LATER = {
-    "adopt": "proven, then read by its consumers while both work",
-    "disarm": "the one before grants nothing from then on, until it is revoked",
-    "revoke": "after the soak, with proof of 403",
-}
 
 
-@dataclass(frozen=True)
-class Options:
-    """What an operator may say about a rotation."""
-
-    roles: tuple[str, ...] = ()  # all if none is named
-    older_than_hours: float | None = None  # else each role's own age
-    retire: tuple[str, ...] = ()  # roles that are declared no more, whose tokens are to end
-
-
-@dataclass(frozen=True)
-class TokenPlan:
-    """The way of one role, or of one token that no role has."""
-
-    role: str
-    steps: tuple[Do, ...]
-    reason: str
-    age: timedelta | None = None  # of the live token
-    replaces: bool = False  # the current token becomes the previous one
-    old: str = ""  # accessor of the one to disarm and revoke
-    old_at: str = ""  # datacenter in which that can be changed
-    orphan: bool = False
-
-
-@dataclass(frozen=True)
-class RotationPlan:
-    """The ways of all roles. With a refusal nothing may be changed."""
-
-    tokens: tuple[TokenPlan, ...] = ()
-    blocked: tuple[Refusal, ...] = ()  # roles that are left as they are, and why
-    refusals: tuple[Refusal, ...] = ()
-    notices: tuple[str, ...] = ()
-
-    @property
-    def todo(self) -> tuple[TokenPlan, ...]:
-        """Those with something to do."""
-        return tuple(token for token in self.tokens if token.steps)
-
-    def as_rows(self) -> list[dict[str, Any]]:
-        """
-        The plan as a table: `keep`, then what is done in its order, roles alike in one row.
-
-        Only the first row of a role says why.
-        """
-        rows: list[dict[str, Any]] = []
-        told: set[tuple[str, str]] = set()
-        number = 0
-        for action, steps in ACTIONS.items():
-            does = [t for t in self.todo if steps & set(t.steps)]
-            if not does:
-                continue
-            number += 1
-            whys: dict[str, list[TokenPlan]] = {}
-            for token in does:
-                first = (token.role, token.old) not in told
-                whys.setdefault(token.reason if first else _LATER[action], []).append(token)
-                told.add((token.role, token.old))
-            for why, alike in whys.items():
-                waits = str(number - 1) if number > 1 else "-"
-                rows.append(_row(number, action, alike, why, waits))
-        kept = sorted((t for t in self.tokens if not t.steps), key=lambda t: t.reason)
-        for why, same in groupby(kept, key=lambda t: t.reason):
-            rows.append(_row(number + 1, "keep", list(same), why, "-"))
-        return rows
-
-
-def _row(number: int, action: str, tokens: list[TokenPlan], why: str, waits: str) -> dict[str, Any]:
-    ages = sorted(token.age for token in tokens if token.age is not None)
-    if ages:
-        oldest, youngest = age_text(ages[-1]), age_text(ages[0])
-        span = oldest if oldest == youngest else f"{youngest} to {oldest}"
-        why = f"{why} ({span} old)"
-    return {
-        "step": number,
-        "action": action,
-        "targets": compress(token.role for token in tokens),
-        "reason": why,
-        "waits_for": waits,
-    }
+def of_acl(mesh: Mesh) -> list[DeclaredToken]:
+    """The roles whose token is an ACL token of their own."""
+    return [token for token in mesh.roles() if token.kind in KINDS]
 
 
 def plan_rotation(mesh: Mesh, seen: TokensSeen, options: Options) -> RotationPlan:
     """Every role's way to one live token, and what of Consul's tokens no role has."""
-    chosen = [t for t in mesh.tokens if not options.roles or t.role in options.roles]
+    chosen = [t for t in of_acl(mesh) if not options.roles or t.role in options.roles]
     if refusals := tuple(_own(seen, chosen)):
         return RotationPlan(refusals=refusals)
     plans: list[TokenPlan] = []
@@ -334,7 +248,7 @@ def _kept_alive(mesh: Mesh, token: TokenSeen, options: Options) -> bool:
 
     A section that got lost in a merge must not end, at night, all that it declared.
     """
-    declared = {t.role for t in mesh.tokens}
+    declared = {t.role for t in mesh.roles()}
     return bool(token.grants) and token.role not in {*declared, *options.retire}
 
 

@@ -14,7 +14,7 @@ from datetime import timedelta
 from blocks.declared_tokens import DeclaredToken
 from blocks.topology import Mesh
 from tasks.planning.plan import compress
-from tasks.planning.rotation import foreign
+from tasks.planning.rotation import foreign, of_acl
 from tasks.planning.tokens_seen import (
     ANONYMOUS,
     Grants,
@@ -198,7 +198,7 @@ def _management(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
 
 def _orphans(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
     names = {token.description: token.name for token in seen.boot}
-    declared = {token.role for token in mesh.tokens}
+    declared = {token.role for token in of_acl(mesh)}
     for token in _unknown(mesh, seen):
         if token.role and token.role not in declared:
             yield Finding(
@@ -239,19 +239,19 @@ def _strangers(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
 
 def _declared(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
     good = 0
-    new = [t.role for t in mesh.tokens if not any(seen.tokens.held.get(t.role, Slots()))]
+    new = [t.role for t in of_acl(mesh) if not any(seen.tokens.held.get(t.role, Slots()))]
     new = [role for role in new if role not in seen.tokens.unreadable]
     if new:
         yield Finding("warn", "declared tokens", f"no token yet: {compress(new)}", ROTATE)
     bad: list[Finding] = []
-    for token in mesh.tokens:
+    for token in of_acl(mesh):
         if token.role not in new:
             found = list(_role(mesh, seen, token))
             bad += found
             good += not found
     yield from _some("declared tokens", bad)
     if good:
-        yield Finding("ok", "declared tokens", f"{good} of {len(mesh.tokens)} live as declared")
+        yield Finding("ok", "declared tokens", f"{good} of {len(of_acl(mesh))} live as declared")
 
 
 def _role(mesh: Mesh, seen: AuditSeen, token: DeclaredToken) -> Iterator[Finding]:

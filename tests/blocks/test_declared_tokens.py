@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from blocks.declared_tokens import BUILT, Permission, TokenKind, permission
+from blocks.declared_tokens import Permission, permission
 from blocks.errors import BadInput
 from blocks.topology import Mesh, parse
 from tests.planning.meshes import document
@@ -138,7 +138,3 @@ def test_a_foreign_token_is_known_by_one_thing(foreign: dict[str, str]):
 )
 def test_a_permission_is_a_resource_a_verb_and_a_name(line: str, meant: Permission | None):
     assert permission(line) == meant
-
-
-def test_what_is_built_is_a_kind():
-    assert set(BUILT) <= set(TokenKind.__args__)  # type: ignore[attr-defined]

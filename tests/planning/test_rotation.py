@@ -8,7 +8,8 @@ from itertools import product
 
 import pytest
 
-from tasks.planning.rotation import NEW, ORDER, RETIRE, Do, Options, RotationPlan, plan_rotation
+from tasks.planning.rotation import NEW, ORDER, RETIRE, Do, plan_rotation
+from tasks.planning.rotation_plan import Options, RotationPlan
 from tasks.planning.tokens_seen import Grants, Slots, declared_grants, description
 from tests.planning.tokens import HOUR, PRIMARY, SECONDARY, World, declared, mesh
 
@@ -22,7 +23,7 @@ def plan(world: World, **options: object) -> RotationPlan:
     return plan_rotation(world.mesh, world.seen(), Options(**options))  # type: ignore[arg-type]
 
 
-def steps(world: World, **options: object) -> tuple[Do, ...]:
+def steps(world: World, **options: object) -> tuple[str, ...]:
     (token,) = plan(world, **options).tokens
     return token.steps
 

@@ -9,7 +9,8 @@ from itertools import count
 from typing import Any
 
 from blocks.topology import Mesh, parse
-from tasks.planning.rotation import Do, TokenPlan, home
+from tasks.planning.rotation import Do, home
+from tasks.planning.rotation_plan import TokenPlan
 from tasks.planning.tokens_seen import (
     Grants,
     Slots,

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from blocks.errors import Invalid, Unreachable
 from tasks import rotation_steps
-from tasks.planning.rotation import TokenPlan
+from tasks.planning.rotation_plan import TokenPlan
 from tasks.rotation_steps import Item
 from tasks.token_store import Document
 from tests.planning.tokens import declared, mesh
