@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.matrix, pytest.mark.timeout(900)]
 
 ROLES = ("web-portal", "reporting-agent", "payments-eu")
 READ = "health/service/payment-processor"
-ALL: Options = {"older_than": 0, "soak": 0.5}
+ALL: Options = {"roles": ",".join(ROLES), "older_than": 0, "soak": 0.5}
 WITHDRAWN = "DELETE /v1/acl/token/<uuid>"
 
 
