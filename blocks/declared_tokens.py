@@ -34,6 +34,8 @@ Resource = Literal["kv read", "kv write", "service read", "leaf sign", "acl read
 
 # Secrets that the boot makes and that other runbooks look after.
 _RESERVED = ("consul/", "approvals/")
+# The one path among them that a role has.
+GOSSIP_PATH = "consul/gossip"
 _WITHOUT_NAME = {"acl read", "operator read"}
 
 
@@ -183,7 +185,24 @@ def _places(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
             yield f"{where}.consumers: {name} is no service"
 
 
+# What a gossip key has of a declaration; the rest is of tokens.
+_OF_GOSSIP = {"role", "kind", "path", "soak_seconds", "max_age_hours"}
+
+
+def _gossip(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
+    if token.path != GOSSIP_PATH:
+        yield from _path(where, token.path)
+    for field in sorted(token.model_fields_set - _OF_GOSSIP):
+        yield f"{where}.{field}: means nothing for the gossip key, which is no token"
+    if [t.kind for t in mesh.tokens].count("gossip") > 1:
+        yield f"{where}: the mesh has one gossip key, and one role of kind gossip"
+    for dc in mesh.datacenters:
+        if not dc.consul.gossip_file:
+            yield f"datacenters[{dc.name}].consul.gossip_file: {token.role} needs it"
+
+
 # What each kind demands of its declaration.
 _OF_KIND: dict[TokenKind, Callable[[str, DeclaredToken, Mesh], Iterator[str]]] = {
     "service": _service,
+    "gossip": _gossip,
 }

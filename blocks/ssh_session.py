@@ -36,11 +36,12 @@ QUIET = 0.3  # seconds without output after which a command that ended is taken 
 # only the length tells.
 _WRITE = """\
 f={file}; t="$f.tmp"; d="$(dirname -- "$f")"; umask 022
-mkdir -p -- "$d" && rm -f -- "$t" && (umask 077; cat > "$t") && chmod {mode:o} -- "$t" &&
+mkdir -p -- "$d" && rm -f -- "$t" && (umask 077; cat > "$t") && {own} &&
 {{ [ "$(wc -c < "$t")" -eq {size} ] || {{ echo "only a part of it arrived" >&2; false; }}; }} &&
 sync -- "$t" && mv -fT -- "$t" "$f" && sync -- "$d" && exit 0
 s=$?; rm -f -- "$t"; exit "$s"
 """
+_LIKE_BEFORE = 'chown --reference="$f" -- "$t" && chmod --reference="$f" -- "$t"'
 
 
 @dataclass(frozen=True)
@@ -156,15 +157,24 @@ class Ssh:
         self._must(ran, f"read {path}")
         return ran.out
 
-    def write(self, path: str, data: bytes, mode: int, deadline: float | None = None) -> None:
+    def write(
+        self, path: str, data: bytes, mode: int | None, deadline: float | None = None
+    ) -> None:
         """
         Make a file hold `data` and have `mode`; its folder is made.
+
+        Without a mode the file must exist, and keeps mode, owner and group: an
+        agent that runs as a user of its own must still be able to read it.
 
         Whatever happens meanwhile, a power cut included, the file is as it was
         before or whole.
         """
         ran = self.run(
-            _WRITE.format(file=shlex.quote(self.host.root + path), mode=mode, size=len(data)),
+            _WRITE.format(
+                file=shlex.quote(self.host.root + path),
+                own=_LIKE_BEFORE if mode is None else f'chmod {mode:o} -- "$t"',
+                size=len(data),
+            ),
             mutates=True,
             deadline=deadline or self._deadline,
             check=False,

@@ -74,6 +74,9 @@ class ConsulServers(Part):
     unit: str = "consul"
     config_dir: str = "/etc/consul.d"
     data_dir: str = "/opt/consul"
+    gossip_file: str | None = Field(
+        default=None, description="Configuration file with `encrypt`, on every host of Consul."
+    )
     ca_file: str | None = Field(
         default=None, description="CA of the HTTPS API, on the operator's machine."
     )
@@ -290,6 +293,10 @@ class Mesh(Part):
     def secondaries(self) -> list[Datacenter]:
         """All datacenters but the primary."""
         return [d for d in self.datacenters if d.name != self.primary]
+
+    def consul_hosts(self, datacenter: str) -> list[str]:
+        """Hosts that run a Consul agent: servers, then clients."""
+        return [*self.datacenter(datacenter).consul.servers, *self.client_hosts(datacenter)]
 
     def client_hosts(self, datacenter: str) -> list[str]:
         """Hosts that run a Consul client agent: gateways and application hosts."""

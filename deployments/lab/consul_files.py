@@ -25,6 +25,7 @@ from deployments.lab.layout import (
 
 CONFIG_DIR = "/etc/consul.d"
 DATA_DIR = "/opt/consul"
+GOSSIP_FILE = "gossip.json"
 
 # Everything is on one machine: failures are noticed in about a second. A change is told
 # `retransmit_mult` times in all to so few members, by default 4 times among 6 servers. Then a
@@ -46,7 +47,7 @@ _GOSSIP_WAN = {"gossip_interval": "100ms", "retransmit_mult": 12}
 
 def files(layout: Layout, host: LabHost, gossip_key: str) -> dict[str, dict[str, Any]]:
     """Every file of a host's `/etc/consul.d` by name."""
-    made = {"consul.json": agent(layout, host), "gossip.json": {"encrypt": gossip_key}}
+    made = {"consul.json": agent(layout, host), GOSSIP_FILE: {"encrypt": gossip_key}}
     if "consul-server" in host.roles:
         made["server.json"] = server(layout, host)
     if "gateway" in host.roles:

@@ -42,7 +42,7 @@ def render(layout: Layout) -> None:
     Write the disk of every host of the lab, and the operator's CA below `layout.pki`.
 
     What servers keep on their disks is not touched. The CA and the gossip key
-    stay as they are if they exist; certificates and files are made anew.
+    stay as they are if they exist, on each host too; certificates and files are made anew.
     """
     if layout.ca_file.exists():
         authority = Authority.load(layout.pki)
@@ -82,8 +82,13 @@ def _render_host(layout: Layout, host: LabHost, authority: Authority, gossip_key
         data_dir = vault_files.DATA_DIR
     else:
         for name, content in consul_files.files(layout, host, gossip_key).items():
-            mode = 0o400 if name == "gossip.json" else 0o444
-            put(f"{consul_files.CONFIG_DIR}/{name}", _json(content), mode)
+            path = f"{consul_files.CONFIG_DIR}/{name}"
+            if name == consul_files.GOSSIP_FILE:
+                # The first key only: from then on the file is the host's, and the key rotates.
+                if not Path(f"{root}{path}").exists():
+                    put(path, _json(content), 0o400)
+            else:
+                put(path, _json(content))
         for name, content in _dataplanes(layout, host).items():
             put(f"{DATAPLANE_DIR}/{name}.json", _json(content))
         data_dir = consul_files.DATA_DIR

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deployments.lab.consul_files import CONFIG_DIR, GOSSIP_FILE
 from deployments.lab.layout import (
     CONSUL_HTTPS_PORT,
     DATACENTERS,
@@ -109,6 +110,7 @@ def _datacenter(
         "consul": {
             "servers": [h.name for h in layout.with_role("consul-server", name)],
             "https_port": CONSUL_HTTPS_PORT,
+            "gossip_file": f"{CONFIG_DIR}/{GOSSIP_FILE}",
             "ca_file": str(layout.ca_file),
             "intermediate_pki_path": f"connect-intermediate-{name}",
         },
@@ -179,6 +181,7 @@ def _tokens() -> list[dict[str, Any]]:
             "may": ["leaf sign payment-processor"],
             "may_not": ["leaf sign web-portal", "operator read"],
         },
+        {"role": "gossip-key", "kind": "gossip", "path": "consul/gossip", "soak_seconds": 2.0},
     ]
 
 
