@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from blocks.mesh import Connections
 
 # A restarted agent is back in seconds; who is longer away stops the rotation.
-PRESENT_DEADLINE = 15.0
+PRESENT_DEADLINE = 10.0
 AGENTS_DEADLINE = 60.0
 FREEZE = timedelta(hours=1)  # beside the soak; every run of a rotation begins it anew
 REMEDY = (

@@ -72,7 +72,14 @@ def _unfit(token: DeclaredToken, seen: GossipSeen) -> Iterator[Refusal]:
             token.role,
         )
     for name, what in seen.roll.absent.items():
-        yield Refusal(f"its agent is not there ({what}){_why(seen, name)}", START, name)
+        error, do = f"its agent is not there ({what})", START
+        if used := _unreadable_to(seen, name):
+            error += f", and its keyring has no key {used}, which others encrypt with"
+            do = (
+                "stop it, remove serf/*.keyring in its data directory, put that key "
+                f"(Vault has it at {token.path}) into its configuration, and start it"
+            )
+        yield Refusal(error, do, name)
     for name, what in seen.roll.lost.items():
         yield Refusal(
             f"a member that the topology does not know is not there ({what})",
@@ -84,14 +91,12 @@ def _unfit(token: DeclaredToken, seen: GossipSeen) -> Iterator[Refusal]:
             yield Refusal(disk.error, "a host must find the new key when it starts again", name)
 
 
-def _why(seen: GossipSeen, name: str) -> str:
-    """What its disk tells about an agent that is not there."""
+def _unreadable_to(seen: GossipSeen, name: str) -> str:
+    """A key in use that an absent agent does not have, so that it can read nobody."""
     disk = seen.disks.get(name)
-    if disk is None or not seen.keys:
-        return ""
-    if any(not seen.keys & set(ring) for ring in disk.keyrings):
-        return "; its keyring has none of the keys in use"
-    return ""
+    used = sorted({key for pool in seen.pools for key in pool.primary})
+    rings = disk.keyrings if disk else ()
+    return next((key for key in used for ring in rings if key not in ring), "")
 
 
 def _unlike(seen: GossipSeen) -> Iterator[Refusal]:
@@ -121,29 +126,30 @@ def _plan(token: DeclaredToken, seen: GossipSeen, options: Options) -> TokenPlan
     steps: set[Do] = set()
     if seen.only is not None and seen.only not in set(seen.slots):
         # Never rotated here, or Vault is an older one: what the whole mesh uses is right.
-        why = "the key in use is not in Vault; its age counts from now"
+        why = f"key {seen.only} is in use and not in Vault; its age counts from now"
         steps = {"take over"}
         seen = replace(seen, slots=Slots(seen.only), since=seen.at)
     slots = seen.slots
     age = seen.at - seen.since if seen.since else timedelta(0)
+    days = age_text(timedelta(hours=limit))
     if slots.pending or slots.previous:
         new = slots.pending or slots.current
         old = slots.current if slots.pending else slots.previous
         why = (
-            "an earlier run stored it and did not install it"
+            f"an earlier run stored key {new} and did not install it"
             if slots.pending and slots.pending not in seen.keys
-            else "an earlier run began it and did not end"
+            else f"an earlier run began with key {new} and did not end"
         )
         steps |= _to(seen, new, old) | {"forget"}
         if slots.pending:
             steps.add("switch")
     elif age >= timedelta(hours=limit):
-        why = f"due after {age_text(timedelta(hours=limit))}"
+        why = f"key {slots.current} is due after {days}"
         steps |= set(ORDER) - {"take over"}
     else:
         rest = _to(seen, slots.current, None)
         if not steps:
-            why = f"not due before {age_text(timedelta(hours=limit))}"
+            why = f"key {slots.current} is not due before {days}"
             if "write" in rest:
                 why = "a host would start with another key than the one in use"
             elif rest:
@@ -153,7 +159,7 @@ def _plan(token: DeclaredToken, seen: GossipSeen, options: Options) -> TokenPlan
         token.role,
         tuple(step for step in ORDER if step in steps),
         why,
-        age,
+        None if "take over" in steps else age,
         old=(slots.current if "store" in steps else slots.previous) or "",
     )
 

@@ -323,6 +323,24 @@ def test_a_file_is_written_whole_with_its_mode_and_folders(ssh: Ssh, machine: Ma
     assert [f.name for f in file.parent.iterdir()] == ["it's.json"]
 
 
+def test_a_file_keeps_its_owner_and_mode_where_no_mode_is_said(ssh: Ssh, machine: Machine):
+    """An agent that runs as a user of its own must still be able to read what it starts with."""
+    file = machine.root / "etc/gossip.json"
+    ssh.write("/etc/gossip.json", b"old", 0o640)
+    if os.geteuid() == 0:
+        os.chown(file, 4711, 4712)
+    owner = file.stat().st_uid, file.stat().st_gid
+
+    ssh.write("/etc/gossip.json", b"new", None)
+
+    assert file.read_bytes() == b"new"
+    assert (file.stat().st_uid, file.stat().st_gid) == owner
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    with pytest.raises(Invalid):
+        ssh.write("/etc/absent", b"x", None)
+    assert ssh.read("/etc/absent") is None
+
+
 def test_an_empty_file_is_not_an_absent_one(ssh: Ssh):
     ssh.write("/etc/empty", b"", 0o600)
 
