@@ -69,7 +69,7 @@ class Gossip:
         assert len(found) == len(DATACENTERS) + 1
         return found
 
-    def keys(self) -> set[str]:
+    def installed(self) -> set[str]:
         """Every key that any agent has."""
         return {key for pool in self.pools() for key in pool["Keys"]}
 

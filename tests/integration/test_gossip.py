@@ -34,7 +34,7 @@ def gossip(healthy: Lab) -> Gossip:
 
 def test_every_agent_uses_a_new_key_and_nobody_notices(gossip: Gossip):
     """LAN and WAN, in memory, on disk, in Vault; a host without a keyring starts with it too."""
-    (before,) = gossip.keys()
+    (before,) = gossip.installed()
     with watching(gossip) as watch:
         ran = gossip.rotate()
 
@@ -78,7 +78,7 @@ def test_a_plan_changes_nothing(gossip: Gossip):
 
 def test_a_host_that_is_down_stops_it_before_anything_changes(gossip: Gossip):
     """Consul itself would say 200 to every call: it does not count who has failed."""
-    (before,) = gossip.keys()
+    (before,) = gossip.installed()
     with gossip.lab.frozen(HOST, "consul"):
         until(lambda: 4 in gossip.members().values(), "it to count as failed", 30)
         assert gossip.ask("GET").status_code == 200
@@ -90,12 +90,12 @@ def test_a_host_that_is_down_stops_it_before_anything_changes(gossip: Gossip):
         assert "its agent is not there (failed)" in ran.problem["error"]
         assert ran.problem["where"] == HOST
     gossip.all_alive()
-    assert gossip.keys() == {before}
+    assert gossip.installed() == {before}
 
 
 def test_a_host_with_another_key_is_named(gossip: Gossip):
     """It is alive, and nobody's member: it can read nobody."""
-    (before,) = gossip.keys()
+    (before,) = gossip.installed()
     kept: dict[Path, bytes] = {}
     stop(gossip, HOST)
     for file in gossip.lab.disk(HOST, f"{DATA_DIR}/serf").glob("*.keyring"):
@@ -108,7 +108,7 @@ def test_a_host_with_another_key_is_named(gossip: Gossip):
     changes.ends(ran, 3, "refused")
     assert (ran.problem["where"], ran.mutating_calls) == (HOST, 0)
     assert "its keyring has no key" in ran.problem["error"]
-    assert gossip.keys() == {before}
+    assert gossip.installed() == {before}
     stop(gossip, HOST)
     for file, content in kept.items():
         file.write_bytes(content)
@@ -120,7 +120,7 @@ def test_a_key_installed_by_hand_is_not_touched(gossip: Gossip):
     other = key()
     assert gossip.ask("POST", other).status_code == 200
     try:
-        before = gossip.keys()
+        before = gossip.installed()
 
         ran = gossip.rotate()
 
@@ -128,7 +128,7 @@ def test_a_key_installed_by_hand_is_not_touched(gossip: Gossip):
         assert ran.mutating_calls == 0
         said = f"{ran.problem['error']} {ran.problem['details']}"
         assert "which Vault does not hold" in said or "different keys" in said
-        assert gossip.keys() == before
+        assert gossip.installed() == before
         assert other not in ran.out + ran.err
     finally:
         assert gossip.ask("DELETE", other).status_code == 200
@@ -136,7 +136,7 @@ def test_a_key_installed_by_hand_is_not_touched(gossip: Gossip):
 
 def test_a_host_that_loses_power_between_install_and_use(gossip: Gossip, tmp_path: Path):
     """Nobody uses the new key then; when it is back, the next run carries on."""
-    (before,) = gossip.keys()
+    (before,) = gossip.installed()
     cut = {"after": "POST /v1/operator/keyring", "do": gossip.power_cut(HOST)}
 
     ran = gossip.rotate_watched(tmp_path / "calls", cut)
@@ -163,7 +163,7 @@ def test_a_host_that_loses_power_between_install_and_use(gossip: Gossip, tmp_pat
 
 def test_a_member_that_the_topology_does_not_know_gets_the_key_too(gossip: Gossip):
     """Its configuration is nobody's business here, and is put right once it is declared."""
-    (before,) = gossip.keys()
+    (before,) = gossip.installed()
 
     def forget(document: dict[str, Any]) -> None:
         document["services"] = [s for s in document["services"] if s["host"] != HOST]
@@ -179,7 +179,7 @@ def test_a_member_that_the_topology_does_not_know_gets_the_key_too(gossip: Gossi
     changes.ends(ran, 0, "verified")
     said = f"{HOST} is a member that the topology does not know"
     assert any(notice.startswith(said) for notice in ran.report["notices"])
-    (new,) = gossip.keys()
+    (new,) = gossip.installed()
     assert gossip.files() == dict.fromkeys(gossip.hosts, new) | {HOST: before}
     mended = gossip.rotate(older_than=1)
     changes.ends(mended, 0, "verified")
