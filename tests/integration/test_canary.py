@@ -68,12 +68,15 @@ def test_no_secret_is_found_anywhere(fresh_lab: Lab, prefect: PrefectServer) -> 
     secrets = _secrets(lab)
     assert len(secrets) > 15, sorted(secrets)
 
-    # Tokens that services read: those that were replaced must not be found either.
+    # Tokens that services read, and the gossip key: what was replaced must not be found either.
     for generation in ("first", "second"):
         rotated = run("token-rotation", older_than=0)
         assert rotated.status == 0, f"{rotated}\n{rotated.err[-3000:]}"
-        now = {f"{generation} {k}": v for k, v in _secrets(lab).items() if " services/" in k}
-        assert len(now) == 3
+        rotates = (" services/", " consul/gossip")
+        now = {
+            f"{generation} {k}": v for k, v in _secrets(lab).items() if any(r in k for r in rotates)
+        }
+        assert len(now) == 4
         assert not set(now.values()) & set(secrets.values()), "nothing was replaced"
         secrets |= now
 
@@ -147,7 +150,7 @@ def _secrets(lab: Lab) -> dict[str, str]:
         with connections.vault().node(host, token=token) as api:
             for path in _paths(api, mesh.vault.kv_mount, ""):
                 data = api.get(f"/v1/{mesh.vault.kv_mount}/data/{path}").json(dict)["data"]["data"]
-                for name in ("secret", "token"):
+                for name in ("secret", "token", "key"):
                     if data.get(name):
                         found[f"{name} at {path}"] = str(data[name])
     gossip = json.loads(lab.disk("us-consul-1", "/etc/consul.d/gossip.json").read_text())
