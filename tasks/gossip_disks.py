@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from blocks.errors import MeshError, Refused
+from blocks.errors import MeshError, Refused, Transient
 from tasks import record
 from tasks.planning.gossip_seen import DiskSeen, fingerprint
 from tasks.step import fan_out, step
@@ -38,13 +39,19 @@ def _look(connections: Connections, name: str) -> DiskSeen:
     mesh = connections.topology
     consul = mesh.datacenter_of(name).consul
     rings = ["local", *(["remote"] if name in consul.servers else [])]
-    try:
+
+    def once() -> DiskSeen:
         with connections.hosts().connect(mesh.host(name)) as ssh:
             keyrings = tuple(_ring(ssh, f"{consul.data_dir}/serf/{ring}.keyring") for ring in rings)
             _, key = _encrypt(ssh, consul.gossip_file or "")
+        return DiskSeen(keyrings, fingerprint(key))
+
+    try:
+        with suppress(Transient):
+            return once()
+        return once()  # a single answer that was lost says nothing
     except MeshError as error:
         return DiskSeen(error=error.message)
-    return DiskSeen(keyrings, fingerprint(key))
 
 
 def _ring(ssh: Ssh, path: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import SecretStr
 
-from blocks.errors import BadAnswer, Invalid, Refused, Transient
+from blocks.errors import BadAnswer, Invalid, MeshError, Refused, Transient
 from tasks.planning.gossip_seen import Pool, Roll, fingerprint
 from tasks.token_clients import Clients
 
@@ -84,10 +84,12 @@ def change(clients: Clients, what: Change, key: SecretStr) -> None:
 def _asked(clients: Clients, verb: str, **options: Any) -> Answer:
     try:
         return clients.primary.request(verb, _PATH, deadline=DEADLINE, **options)
-    except Invalid as error:
-        # A bare 500, with a line a node. No text of it was seen to quote a key.
+    except MeshError as error:
+        # A bare 500 has a line a node, of those that did not do it. No text was seen to
+        # quote a key, but keys are what this API is about.
+        kind = Transient if isinstance(error, Invalid) else type(error)
         said = _LIKE_A_KEY.sub("***", error.message)
-        raise Transient(said, where=error.where) from None
+        raise kind(said, where=error.where, remedy=error.remedy) from None
 
 
 def roll_call(clients: Clients) -> Roll:

@@ -49,12 +49,7 @@ class Item:
     No dataclass: Prefect walks through those.
     """
 
-    def __init__(
-        self,
-        plan: TokenPlan,
-        token: DeclaredToken,
-        document: Document,
-    ) -> None:
+    def __init__(self, plan: TokenPlan, token: DeclaredToken, document: Document) -> None:
         self.plan, self.token, self.document = plan, token, document
         self.chosen: Key | None = None  # the new key, the same in a repeated step
         self.soak_seconds = token.soak_seconds
@@ -228,8 +223,9 @@ def _until_all(
     """
     Ask for a change until every agent has made it, never while one is absent or not ready.
 
-    `good` says that a pool has made it, `once` that it may. What is asked for is the same each time, so a lost answer, and some agents
-    that did it and some that did not, are nothing but a state to go on from.
+    `good` says that a pool has made it, `once` that it may. What is asked for
+    is the same each time: a lost answer, or some agents that did it and some
+    that did not, are nothing but a state to go on from.
     """
     key = item.new.fingerprint
     target = item.old if what == "remove" else item.new

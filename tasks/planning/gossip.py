@@ -53,14 +53,38 @@ START = "start what is down, or take what is gone for good out of the topology; 
 
 def plan_gossip(token: DeclaredToken, seen: GossipSeen, options: Options) -> RotationPlan:
     """The way to one gossip key, which every agent uses and every disk starts with."""
-    if blocked := tuple(_unfit(token, seen)) or tuple(_unlike(seen)):
-        return RotationPlan(blocked=blocked, actions=ACTIONS)
-    notices = tuple(
+    notices = [
         f"{name} is a member that the topology does not know: it gets the new key, "
         "but nobody writes it into its configuration"
         for name in seen.roll.strangers
-    )
-    return RotationPlan((_plan(token, seen, options),), notices=notices, actions=ACTIONS)
+    ]
+    reasons = list(_unfit(token, seen)) or list(_unlike(token, seen))
+    if reasons and (seen.unreadable or _wanted(token, seen, options)):
+        return RotationPlan(blocked=tuple(reasons), actions=ACTIONS)
+    if reasons:
+        # A host that is down for a day is no failure of the run that has nothing to do.
+        why = "nothing is due, and nothing could be done now"
+        notices += [f"{token.role}: {reason.error}" for reason in reasons]
+        plan = TokenPlan(token.role, (), why, _age(seen))
+    else:
+        plan = _plan(token, seen, options)
+    return RotationPlan((plan,), notices=tuple(notices), actions=ACTIONS)
+
+
+def _limit(token: DeclaredToken, options: Options) -> timedelta:
+    hours = token.max_age_hours if options.older_than_hours is None else options.older_than_hours
+    return timedelta(hours=hours)
+
+
+def _age(seen: GossipSeen) -> timedelta | None:
+    """How old the current key is; None if nobody knows."""
+    return seen.at - seen.since if seen.since else None
+
+
+def _wanted(token: DeclaredToken, seen: GossipSeen, options: Options) -> bool:
+    """Whether a rotation is under way or due."""
+    under_way = seen.slots.pending or seen.slots.previous
+    return bool(under_way) or (_age(seen) or timedelta(0)) >= _limit(token, options)
 
 
 def _unfit(token: DeclaredToken, seen: GossipSeen) -> Iterator[Refusal]:
@@ -72,23 +96,27 @@ def _unfit(token: DeclaredToken, seen: GossipSeen) -> Iterator[Refusal]:
             token.role,
         )
     for name, what in seen.roll.absent.items():
-        error, do = f"its agent is not there ({what})", START
+        error, do = f"the agent of {name} is not there ({what})", START
         if used := _unreadable_to(seen, name):
             error += f", and its keyring has no key {used}, which others encrypt with"
             do = (
                 "stop it, remove serf/*.keyring in its data directory, put that key "
                 f"(Vault has it at {token.path}) into its configuration, and start it"
             )
-        yield Refusal(error, do, name)
+        yield Refusal(error, do, token.role)
     for name, what in seen.roll.lost.items():
         yield Refusal(
-            f"a member that the topology does not know is not there ({what})",
+            f"{name}, a member that the topology does not know, is not there ({what})",
             f"start it, or forget it: consul force-leave {name}",
-            name,
+            token.role,
         )
     for name, disk in seen.disks.items():
         if disk.error and name not in seen.roll.absent:
-            yield Refusal(disk.error, "a host must find the new key when it starts again", name)
+            yield Refusal(
+                f"{name}: {disk.error}",
+                "a host must find the new key when it starts again",
+                token.role,
+            )
 
 
 def _unreadable_to(seen: GossipSeen, name: str) -> str:
@@ -99,7 +127,7 @@ def _unreadable_to(seen: GossipSeen, name: str) -> str:
     return next((key for key in used for ring in rings if key not in ring), "")
 
 
-def _unlike(seen: GossipSeen) -> Iterator[Refusal]:
+def _unlike(token: DeclaredToken, seen: GossipSeen) -> Iterator[Refusal]:
     """Keyrings that are in no state in which a rotation of this runbook could leave them."""
     if seen.only is not None:
         return
@@ -112,17 +140,18 @@ def _unlike(seen: GossipSeen) -> Iterator[Refusal]:
                 strange = True
                 who = sorted(n for n, d in seen.disks.items() if key in {*sum(d.keyrings, ())})
                 yield Refusal(
-                    f"{count} of {pool.nodes} agents have key {key}, which Vault does not hold"
-                    + (f": {', '.join(who)}" if who else ""),
+                    f"{count} of {pool.nodes} agents in {pool.name} have key {key}, "
+                    "which Vault does not hold" + (f": {', '.join(who)}" if who else ""),
                     by_hand,
-                    pool.name,
+                    token.role,
                 )
     if not strange and not seen.slots.pending and not seen.slots.previous:
-        yield Refusal("agents have or use different keys, and no rotation is under way", by_hand)
+        error = "agents have or use different keys, and no rotation is under way"
+        yield Refusal(error, by_hand, token.role)
 
 
 def _plan(token: DeclaredToken, seen: GossipSeen, options: Options) -> TokenPlan:
-    limit = token.max_age_hours if options.older_than_hours is None else options.older_than_hours
+    limit = _limit(token, options)
     steps: set[Do] = set()
     if seen.only is not None and seen.only not in set(seen.slots):
         # Never rotated here, or Vault is an older one: what the whole mesh uses is right.
@@ -130,8 +159,8 @@ def _plan(token: DeclaredToken, seen: GossipSeen, options: Options) -> TokenPlan
         steps = {"take over"}
         seen = replace(seen, slots=Slots(seen.only), since=seen.at)
     slots = seen.slots
-    age = seen.at - seen.since if seen.since else timedelta(0)
-    days = age_text(timedelta(hours=limit))
+    age = _age(seen) or timedelta(0)
+    days = age_text(limit)
     if slots.pending or slots.previous:
         new = slots.pending or slots.current
         old = slots.current if slots.pending else slots.previous
@@ -143,7 +172,7 @@ def _plan(token: DeclaredToken, seen: GossipSeen, options: Options) -> TokenPlan
         steps |= _to(seen, new, old) | {"forget"}
         if slots.pending:
             steps.add("switch")
-    elif age >= timedelta(hours=limit):
+    elif age >= limit:
         why = f"key {slots.current} is due after {days}"
         steps |= set(ORDER) - {"take over"}
     else:

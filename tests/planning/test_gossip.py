@@ -137,17 +137,33 @@ def test_an_older_vault_that_has_the_key_as_pending_goes_on_from_there():
 def blocked(world: World, **seen: Any) -> list[str]:
     found = world.plan(world.seen(**seen), older_than_hours=0)
     assert found.tokens == ()
-    return [f"{r.where}: {r.error}" for r in found.blocked]
+    assert {r.where for r in found.blocked} == {"gossip-key"}
+    return [r.error for r in found.blocked]
 
 
 def test_an_absent_agent_stops_it_before_anything_changes():
     roll = Roll({"us-app-1": "failed", "eu-consul-1": "left in the WAN"})
 
     assert blocked(known(), roll=roll) == [
-        "us-app-1: its agent is not there (failed)",
-        "eu-consul-1: its agent is not there (left in the WAN)",
+        "the agent of us-app-1 is not there (failed)",
+        "the agent of eu-consul-1 is not there (left in the WAN)",
     ]
     assert blocked(known(), roll=roll, pools=())
+
+
+def test_an_absent_agent_is_only_told_of_while_nothing_is_due():
+    """A nightly run does not fail because a host is down."""
+    world = known(age=timedelta(hours=1))
+    roll = Roll({"us-app-1": "failed"})
+
+    found = world.plan(world.seen(roll=roll))
+
+    assert (found.blocked, found.todo) == ((), ())
+    assert found.notices == ("gossip-key: the agent of us-app-1 is not there (failed)",)
+    under_way = rotated(known(age=timedelta(hours=1)), upto="install")
+    assert under_way.plan(under_way.seen(roll=roll)).blocked
+    fresh = World(MESH)
+    assert fresh.plan(fresh.seen(roll=roll)).todo == ()
 
 
 def test_an_absent_agent_with_a_key_of_its_own_is_told_so():
@@ -156,7 +172,7 @@ def test_an_absent_agent_with_a_key_of_its_own_is_told_so():
 
     assert blocked(world, roll=Roll({"us-app-1": "no member"}), disks=disks) == [
         (
-            "us-app-1: its agent is not there (no member), and its keyring has no key a, "
+            "the agent of us-app-1 is not there (no member), and its keyring has no key a, "
             "which others encrypt with"
         )
     ]
@@ -166,7 +182,7 @@ def test_a_member_that_nobody_knows_counts():
     world = known()
 
     assert blocked(world, roll=Roll(lost={"spare-1": "failed"})) == [
-        "spare-1: a member that the topology does not know is not there (failed)"
+        "spare-1, a member that the topology does not know, is not there (failed)"
     ]
     notices = world.plan(world.seen(roll=Roll(strangers=("spare-1",)))).notices
     assert ["spare-1" in notice for notice in notices] == [True]
@@ -177,7 +193,7 @@ def test_a_key_that_vault_does_not_hold_is_named_with_who_has_it():
     world.rings["us-east-1", "us-app-1"].append("z")
 
     assert blocked(world) == [
-        "us-east-1: 1 of 3 agents have key z, which Vault does not hold: us-app-1"
+        "1 of 3 agents in us-east-1 have key z, which Vault does not hold: us-app-1"
     ]
 
 
@@ -195,7 +211,7 @@ def test_agents_that_differ_without_a_rotation_are_left_alone():
     pools = (replace(seen.pools[0], keys={"a": 2}, primary={"a": 2}), *seen.pools[1:])
 
     assert blocked(world, pools=pools) == [
-        ": agents have or use different keys, and no rotation is under way"
+        "agents have or use different keys, and no rotation is under way"
     ]
 
 
