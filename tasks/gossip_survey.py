@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 
 
 class Seen(NamedTuple):
-    """What was seen: for the plan, and with the keys for the steps."""
+    """What was seen: for the plan, and with Vault's keys for the steps."""
 
     gossip: GossipSeen
     document: Document
-    keys: dict[str, SecretStr]  # by fingerprint
 
 
 @step("survey of the gossip key")
@@ -43,7 +42,7 @@ def look(connections: Connections, token: DeclaredToken, management: SecretStr) 
             raise
         except MeshError as error:
             unreadable = error.message
-        roll, pools, keys = agents(clients)
+        roll, pools, _ = agents(clients)
         frozen = gossip_freeze.look(clients) is not None
     current = document.slots.current
     seen = GossipSeen(
@@ -56,12 +55,12 @@ def look(connections: Connections, token: DeclaredToken, management: SecretStr) 
         gossip_disks.look(connections),
         frozen,
     )
-    return Seen(seen, document, keys)
+    return Seen(seen, document)
 
 
 def agents(clients: Clients) -> tuple[Roll, tuple[Pool, ...], dict[str, SecretStr]]:
     """
-    Who is there, and what all of them have; no keyrings if they are not told while one is absent.
+    Who is there, what all of them have, and the keys; no keyrings if one is absent and none are told.
 
     Raises:
         Transient: the keyrings are of others than those who are there.
