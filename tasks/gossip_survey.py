@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import SecretStr
 
 from blocks.errors import MeshError, Transient
-from tasks import gossip_disks, gossip_freeze, gossip_ring, gossip_store
+from tasks import gossip_disks, gossip_freeze, gossip_ring, gossip_store, stopping
 from tasks.gossip_store import Document
 from tasks.planning.gossip_seen import GossipSeen, Pool, Roll
 from tasks.step import step
@@ -17,6 +18,9 @@ from tasks.token_clients import Clients
 if TYPE_CHECKING:
     from blocks.declared_tokens import DeclaredToken
     from blocks.mesh import Connections
+
+
+PATIENCE = 3.0  # seconds; an agent that is busy, or was started just now, counts as failed at first
 
 
 class Seen(NamedTuple):
@@ -43,6 +47,10 @@ def look(connections: Connections, token: DeclaredToken, management: SecretStr) 
         except MeshError as error:
             unreadable = error.message
         roll, pools, _ = agents(clients)
+        ends = time.monotonic() + PATIENCE
+        while not roll.whole and time.monotonic() < ends:
+            stopping.pause(0.3)
+            roll, pools, _ = agents(clients)
         frozen = gossip_freeze.look(clients) is not None
     current = document.slots.current
     seen = GossipSeen(

@@ -142,7 +142,14 @@ class Gossip:
 
 
 class Watch(threading.Thread):
-    """Looks 10 times a second who is alive, and calls services through the mesh."""
+    """
+    Looks 10 times a second who is alive, and calls services through the mesh.
+
+    Who can read nobody stays failed. An agent of a busy machine is failed for a
+    moment too, which is told apart by its length.
+    """
+
+    LONGEST = 3.0
 
     def __init__(self, gossip: Gossip) -> None:
         super().__init__(daemon=True)
@@ -153,12 +160,15 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         address = self.gossip.seen.layout.host("us-app-1").address
+        gone: dict[str, float] = {}
         while not self.over.is_set():
             began = time.monotonic()
             try:
-                for name, state in self.gossip.members().items():
-                    if state != 1:
-                        self.failures.append(f"{name}: {state}")
+                states = self.gossip.members()
+                gone = {n: gone.get(n, began) for n, state in states.items() if state != 1}
+                for name, since in gone.items():
+                    if began - since > self.LONGEST:
+                        self.failures.append(f"{name}: {states[name]}")
                 for port, _ in ALLOWED:
                     answer = self.gossip.seen.http.get(f"http://{address}:{port}/")
                     if answer.status_code != 200:
