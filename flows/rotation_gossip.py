@@ -51,7 +51,7 @@ class GossipKey(Way):
                     return
 
     def _do(self, what: Do, item: Item) -> None:
-        with self.run.stage(what) as stage:
+        with self.run.stage(f"gossip: {what}") as stage:
             if what == "soak":
                 gossip_steps.watch(
                     self.run.connections, self.management, item.soak_seconds, tell=stage.say
