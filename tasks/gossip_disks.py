@@ -43,7 +43,7 @@ def _look(connections: Connections, name: str) -> DiskSeen:
     def once() -> DiskSeen:
         with connections.hosts().connect(mesh.host(name)) as ssh:
             keyrings = tuple(_ring(ssh, f"{consul.data_dir}/serf/{ring}.keyring") for ring in rings)
-            _, key = _encrypt(ssh, consul.gossip_file or "")
+            key = _encrypt(ssh, consul.gossip_file or "")[2]
         return DiskSeen(keyrings, fingerprint(key))
 
     try:
@@ -66,17 +66,22 @@ def _ring(ssh: Ssh, path: str) -> tuple[str, ...]:
         ) from None
 
 
-def _encrypt(ssh: Ssh, path: str) -> tuple[str, str]:
-    """A configuration's text, and the key in it."""
-    text = (ssh.read(path) or b"").decode(errors="replace")
-    found = _ENCRYPT.findall(text)
+def keys_in(text: str) -> list[re.Match[str]]:
+    """Every key that a configuration gives as `encrypt`, as its second group."""
+    return list(_ENCRYPT.finditer(text))
+
+
+def _encrypt(ssh: Ssh, path: str) -> tuple[str, str, str]:
+    """A configuration: what stands before its key, what after, and the key."""
+    text = (ssh.read(path) or b"").decode(errors="surrogateescape")
+    found = keys_in(text)
     if len(found) != 1:
         raise Refused(
             f"{path} holds {len(found) or 'no'} `encrypt`, not one",
             where=ssh.host.name,
             remedy="correct consul.gossip_file in the topology, or the file",
         )
-    return text, found[0][1]
+    return text[: found[0].start(2)], text[found[0].end(2) :], found[0][2]
 
 
 @step("write gossip key on {name}")
@@ -93,10 +98,11 @@ def write(connections: Connections, name: str, key: SecretStr) -> bool:
     mesh = connections.topology
     path = mesh.datacenter_of(name).consul.gossip_file or ""
     with connections.hosts().connect(mesh.host(name)) as ssh:
-        text, before = _encrypt(ssh, path)
+        head, tail, before = _encrypt(ssh, path)
         if before == key.get_secret_value():
             return False
-        ssh.write(path, text.replace(f'"{before}"', f'"{key.get_secret_value()}"').encode(), None)
+        text = f"{head}{key.get_secret_value()}{tail}"
+        ssh.write(path, text.encode(errors="surrogateescape"), None)
     record.current().change(
         name,
         f"gossip key written into {path}",
