@@ -80,6 +80,9 @@ class ConsulServers(Part):
     intermediate_pki_path: str = Field(
         description="This datacenter's own Connect intermediate mount."
     )
+    ca_config_file: str | None = Field(
+        default=None, description="The servers' own JSON file with a `ca_config`, if they have one."
+    )
 
 
 class Gateway(Part):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from blocks.errors import BadInput
 from blocks.nearest import unknown
+from flows.ca_rotation import CaProvider
 from flows.report import PlanRow
 from flows.rotation import AclTokens
 from flows.rotation_way import Outcome, Pace, Way
@@ -17,7 +18,7 @@ from tasks.planning.plan import Refusal
 from tasks.planning.rotation_plan import Options, RotationPlan, table
 
 # In the order in which they are carried out.
-WAYS: tuple[type[Way], ...] = (AclTokens,)
+WAYS: tuple[type[Way], ...] = (AclTokens, CaProvider)
 NEVER_DUE = 1e9  # hours
 
 

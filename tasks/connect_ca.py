@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CaState = Literal["ok", "failing", "builtin", "off"]
 Issuer = Literal["unknown", "follows", "fixed", "pinned"]
 CONFIGURATION = "/v1/connect/ca/configuration"
+HIDDEN = "hidden"  # what later Consuls show instead of a token
 # In KV, one a datacenter: whether the issuer of a mount that we had Consul fill still is to be
 # told to follow the newest. Who pins one on purpose leaves no such mark, and is left alone.
 ISSUER_PATH = "consul/issuer-{datacenter}"
@@ -64,6 +65,14 @@ def provider(
 
     ("off", {}) where Connect is switched off.
     """
+    name, config = configuration(connections, datacenter, token)
+    return name, {k: v for k, v in config.items() if k != "Token"}
+
+
+def configuration(
+    connections: Connections, datacenter: Datacenter, token: SecretStr
+) -> tuple[str, dict[str, Any]]:
+    """The same with that token; never to be told or kept."""
     try:
         found = consul.operator_get(connections, datacenter, token, CONFIGURATION)
     except MeshError as error:
@@ -72,16 +81,25 @@ def provider(
         raise
     if not isinstance(found, dict) or not isinstance(found.get("Config"), dict):
         raise BadAnswer("the CA configuration is no configuration", where=datacenter.name)
-    config = {k: v for k, v in found["Config"].items() if k != "Token"}
-    return str(found.get("Provider") or ""), config
+    return str(found.get("Provider") or ""), dict(found["Config"])
 
 
-def _as_declared(mesh: Mesh, datacenter: Datacenter, found: tuple[str, dict[str, Any]]) -> bool:
+def uses(config: dict[str, Any], ca_token: SecretStr) -> bool:
+    """Whether a configuration holds this token, as far as it shows: later Consuls hide theirs."""
+    held = config.get("Token") or HIDDEN
+    return held in {HIDDEN, ca_token.get_secret_value()}
+
+
+def _as_declared(
+    mesh: Mesh, datacenter: Datacenter, found: tuple[str, dict[str, Any]], ca_token: SecretStr
+) -> bool:
     name, config = found
-    wanted = vault_configuration(mesh, datacenter, SecretStr(""))["Config"]
+    wanted = vault_configuration(mesh, datacenter, ca_token)["Config"]
     keys = ("Address", "RootPKIPath", "IntermediatePKIPath")
-    return name == "vault" and all(
-        str(config.get(k, "")).strip("/") == str(wanted[k]).strip("/") for k in keys
+    return (
+        name == "vault"
+        and uses(config, ca_token)
+        and all(str(config.get(k, "")).strip("/") == str(wanted[k]).strip("/") for k in keys)
     )
 
 
@@ -94,7 +112,7 @@ def ensure_on_vault(
     vault_token: SecretStr,
 ) -> bool:
     """
-    Make Vault the datacenter's CA provider with the declared paths; whether it was not.
+    Make Vault the datacenter's CA provider with the declared paths and this token; whether it was not.
 
     Holds afterwards: the newest intermediate there is the one that signs.
 
@@ -105,15 +123,17 @@ def ensure_on_vault(
         NotConverged: Consul took the write but shows another configuration.
     """
     mesh = connections.topology
-    found = provider(connections, datacenter, management)
-    if _as_declared(mesh, datacenter, found):
+    found = configuration(connections, datacenter, management)
+    if _as_declared(mesh, datacenter, found, ca_token):
         follow_latest_issuer(connections, datacenter, vault_token)
         return False
     began = time.monotonic()
     _mark_issuer(connections, datacenter, vault_token)
-    _write(connections, datacenter, management, vault_configuration(mesh, datacenter, ca_token))
+    write(connections, datacenter, management, vault_configuration(mesh, datacenter, ca_token))
     wait_until(
-        lambda: _as_declared(mesh, datacenter, provider(connections, datacenter, management)),
+        lambda: _as_declared(
+            mesh, datacenter, configuration(connections, datacenter, management), ca_token
+        ),
         "the CA on vault",
         deadline=30.0,
         where=datacenter.name,
@@ -214,7 +234,7 @@ def ensure_built_in(
         "Provider": "consul",
         "Config": {"LeafCertTTL": connections.topology.vault.leaf_ttl, "RotationPeriod": "2160h"},
     }
-    _write(connections, datacenter, management, body)
+    write(connections, datacenter, management, body)
     wait_until(
         lambda: provider(connections, datacenter, management)[0] == "consul",
         "the built-in CA",
@@ -228,9 +248,16 @@ def ensure_built_in(
     return True
 
 
-def _write(
+def write(
     connections: Connections, datacenter: Datacenter, token: SecretStr, body: dict[str, Any]
 ) -> None:
+    """
+    Give a datacenter's leader a CA configuration.
+
+    Raises:
+        Transient: a secondary follows a change of the primary's root at this moment.
+        Invalid: Consul, or Vault through it, rejects it; the one before stands.
+    """
     leader = consul.await_quorum(connections, datacenter)
     block = connections.consul(datacenter.name)
     with block.client(consul.url(connections, leader), token=token, dc="", deadline=30.0) as api:

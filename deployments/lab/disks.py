@@ -82,7 +82,7 @@ def _render_host(layout: Layout, host: LabHost, authority: Authority, gossip_key
         data_dir = vault_files.DATA_DIR
     else:
         for name, content in consul_files.files(layout, host, gossip_key).items():
-            mode = 0o400 if name == "gossip.json" else 0o444
+            mode = 0o400 if name in {"gossip.json", consul_files.CA_CONFIG} else 0o444
             put(f"{consul_files.CONFIG_DIR}/{name}", _json(content), mode)
         for name, content in _dataplanes(layout, host).items():
             put(f"{DATAPLANE_DIR}/{name}.json", _json(content))

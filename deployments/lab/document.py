@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deployments.lab.consul_files import CA_CONFIG, CONFIG_DIR
 from deployments.lab.layout import (
     CONSUL_HTTPS_PORT,
     DATACENTERS,
@@ -111,6 +112,7 @@ def _datacenter(
             "https_port": CONSUL_HTTPS_PORT,
             "ca_file": str(layout.ca_file),
             "intermediate_pki_path": f"connect-intermediate-{name}",
+            "ca_config_file": f"{CONFIG_DIR}/{CA_CONFIG}",
         },
         "gateways": [
             {
@@ -144,7 +146,7 @@ def _service(host: LabHost, service: LabService) -> dict[str, Any]:
 
 def _tokens() -> list[dict[str, Any]]:
     """
-    Service tokens of the lab, out of what its day 0 has: identities and one policy.
+    Tokens of the lab, out of what its day 0 has: identities, one policy, and Consul's own at Vault.
 
     Overlap and soak are as short as the lab's consumers are quick.
     """
@@ -179,6 +181,7 @@ def _tokens() -> list[dict[str, Any]]:
             "may": ["leaf sign payment-processor"],
             "may_not": ["leaf sign web-portal", "operator read"],
         },
+        {"role": "consul-ca", "kind": "ca-provider", "soak_seconds": 2.0},
     ]
 
 
