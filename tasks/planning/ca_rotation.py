@@ -111,9 +111,9 @@ def _blocked(token: DeclaredToken, seen: CaTokensSeen) -> Iterator[Refusal]:
         )
     for name, authority in seen.authorities.items():
         if authority.provider != "vault":
-            built_in = "Consul's built-in provider" if authority.provider == "consul" else "off"
+            by = "Consul's built-in provider" if authority.provider == "consul" else "off"
             yield Refusal(
-                f"the CA of {name} is {built_in}, for maintenance or after break-glass",
+                f"the CA of {name} is not on Vault but {by}, for maintenance or after break-glass",
                 "run vault-maintenance with direction=end, or cold-boot, first",
                 token.role,
             )

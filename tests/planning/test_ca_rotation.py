@@ -30,11 +30,11 @@ ROLE = DeclaredToken(role="consul-ca", kind="ca-provider")
 ALL = (*NEW, *RETIRE)
 
 
-def plan(world: World, role: DeclaredToken = ROLE, **options: object) -> RotationPlan:
-    return plan_ca_rotation(role, world.seen(), Options(**options))  # type: ignore[arg-type]
+def plan(world: World, role: DeclaredToken = ROLE, **options: Any) -> RotationPlan:
+    return plan_ca_rotation(role, world.seen(), Options(**options))
 
 
-def steps(world: World, **options: object) -> tuple[str, ...]:
+def steps(world: World, **options: Any) -> tuple[str, ...]:
     (token,) = plan(world, **options).tokens
     return token.steps
 
@@ -143,10 +143,14 @@ def test_a_token_that_consul_hides_and_an_empty_file_are_no_drift():
         ({"held": Slots()}, "no CA token of a complete set-up", "initialise=true"),
         (
             {"authorities": {EU: Authority("consul")}},
-            f"the CA of {EU} is Consul's built-in provider, for maintenance",
+            f"the CA of {EU} is not on Vault but Consul's built-in provider, for maintenance",
             "direction=end",
         ),
-        ({"authorities": {EU: Authority("off")}}, f"the CA of {EU} is off", "cold-boot"),
+        (
+            {"authorities": {EU: Authority("off")}},
+            f"the CA of {EU} is not on Vault but off",
+            "cold-boot",
+        ),
         (
             {"files": {"us-consul-1": FileSeen(error="no JSON")}},
             "the CA configuration on us-consul-1 cannot be read: no JSON",
