@@ -155,5 +155,5 @@ def _stands(ways: Sequence[Way]) -> str:
     failed = sum(bool(outcome.failed_at) for outcome in outcomes)
     return (
         "every token that consumers read from Vault is as good as before; "
-        f"{failed} of {len(outcomes)} roles failed, and their old tokens work"
+        f"{failed} of {len(outcomes)} roles failed, and what was not revoked of theirs works"
     )

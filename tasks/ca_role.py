@@ -55,6 +55,8 @@ def _differs(found: dict[str, Any], mesh: Mesh) -> list[str]:
 def missing(api: Api, mesh: Mesh) -> Iterator[Refusal]:
     """What a Vault that was set up before lacks for a rotation, in one line; `api` is the runbooks'."""
     needed = {CREATE: "update", ROLE: "read", f"{ACCESSORS}/": "list"}
+    # Had by every mesh; without them a token that lives would be taken for one that does not.
+    needed |= {"auth/token/lookup-accessor": "update", "auth/token/revoke-accessor": "update"}
     answer = api.put(
         "/v1/sys/capabilities-self",
         json={"paths": list(needed)},
@@ -71,7 +73,7 @@ def missing(api: Api, mesh: Mesh) -> Iterator[Refusal]:
     if lacks:
         yield Refusal(
             f"the runbooks' policy in Vault lacks {', '.join(lacks)}",
-            f"add its three lines to the policy mesh-runbooks; {GUIDE}",
+            f"add them to the policy mesh-runbooks; {GUIDE}",
             "vault",
         )
         return

@@ -90,16 +90,13 @@ def uses(config: dict[str, Any], ca_token: SecretStr) -> bool:
     return held in {HIDDEN, ca_token.get_secret_value()}
 
 
-def _as_declared(
-    mesh: Mesh, datacenter: Datacenter, found: tuple[str, dict[str, Any]], ca_token: SecretStr
-) -> bool:
+def _as_declared(mesh: Mesh, datacenter: Datacenter, found: tuple[str, dict[str, Any]]) -> bool:
+    """Whether the provider is Vault with the declared paths, by whichever token."""
     name, config = found
-    wanted = vault_configuration(mesh, datacenter, ca_token)["Config"]
+    wanted = vault_configuration(mesh, datacenter, SecretStr(""))["Config"]
     keys = ("Address", "RootPKIPath", "IntermediatePKIPath")
-    return (
-        name == "vault"
-        and uses(config, ca_token)
-        and all(str(config.get(k, "")).strip("/") == str(wanted[k]).strip("/") for k in keys)
+    return name == "vault" and all(
+        str(config.get(k, "")).strip("/") == str(wanted[k]).strip("/") for k in keys
     )
 
 
@@ -124,16 +121,20 @@ def ensure_on_vault(
     """
     mesh = connections.topology
     found = configuration(connections, datacenter, management)
-    if _as_declared(mesh, datacenter, found, ca_token):
+    if _as_declared(mesh, datacenter, found):
+        # What is hidden is left to a rotation, which knows that it is another.
+        if written := not uses(found[1], ca_token):
+            give_token(connections, datacenter, management, ca_token, found)
+            record.current().change(
+                f"consul {datacenter.name}", "connect CA given the token that Vault keeps"
+            )
         follow_latest_issuer(connections, datacenter, vault_token)
-        return False
+        return written
     began = time.monotonic()
     _mark_issuer(connections, datacenter, vault_token)
     write(connections, datacenter, management, vault_configuration(mesh, datacenter, ca_token))
     wait_until(
-        lambda: _as_declared(
-            mesh, datacenter, configuration(connections, datacenter, management), ca_token
-        ),
+        lambda: _as_declared(mesh, datacenter, configuration(connections, datacenter, management)),
         "the CA on vault",
         deadline=30.0,
         where=datacenter.name,
@@ -148,6 +149,38 @@ def ensure_on_vault(
         seconds=time.monotonic() - began,
     )
     follow_latest_issuer(connections, datacenter, vault_token)
+    return True
+
+
+def give_token(
+    connections: Connections,
+    datacenter: Datacenter,
+    management: SecretStr,
+    ca_token: SecretStr,
+    found: tuple[str, dict[str, Any]],
+) -> bool:
+    """
+    Make a configuration that was found hold this token, all else in it as before; whether it did not.
+
+    One that Consul hides is written: that changes nothing if it is the same.
+
+    Raises:
+        NotConverged: Consul took the write but shows another.
+    """
+    name, config = found
+    secret = ca_token.get_secret_value()
+    if config.get("Token") == secret:
+        return False
+    # All in one write: a change of single paths would have Consul unmount what it signs with.
+    body = {"Provider": name, "Config": {**config, "Token": secret}}
+    write(connections, datacenter, management, body)
+    wait_until(
+        lambda: uses(configuration(connections, datacenter, management)[1], ca_token),
+        "the CA token to be configured",
+        deadline=30.0,
+        where=datacenter.name,
+        stage="CA",
+    )
     return True
 
 

@@ -116,6 +116,20 @@ def test_two_roles_never_share_a_name_or_a_path():
     ]
 
 
+def test_there_is_one_ca_provider_and_it_needs_nothing_but_its_name():
+    ca = {"role": "consul-ca", "kind": "ca-provider"}
+    assert mesh(TOKEN, ca).token("consul-ca").path == ""
+
+    with pytest.raises(BadInput) as refused:
+        mesh(ca, ca | {"role": "other", "path": "services/other", "may": ["acl read"]})
+
+    assert refused.value.problems == [
+        "tokens[other].may: means nothing for a ca-provider",
+        "tokens[other].path: means nothing for a ca-provider",
+        "tokens[other]: consul-ca is the CA provider's token already, and there is one",
+    ]
+
+
 @pytest.mark.parametrize("foreign", [{}, {"accessor": "a", "description": "b"}])
 def test_a_foreign_token_is_known_by_one_thing(foreign: dict[str, str]):
     with pytest.raises(BadInput) as refused:

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from deployments.lab.layout import DATACENTERS, PRIMARY, SECONDARY
+from tasks import vault_setup
 from tasks.ca_role import NAME, ROLE, RULES, wanted
 from tasks.vault_setup import ca_policy, runbook_policy
 from tests.harness.lab import Lab, Ran
 from tests.integration import changes
-from tests.integration.ca_tokens import CaTokens, fetching
+from tests.integration.ca_tokens import ROLE_NAME, CaTokens, fetching
 from tests.lab.machine import until
 
 pytestmark = pytest.mark.integration
@@ -224,3 +226,63 @@ def test_another_token_in_consul_or_in_a_file_is_put_back(tokens: CaTokens):
     finally:
         tokens.revoke(made["accessor"])
     assert tokens.document() == kept
+
+
+def test_a_datacenter_that_goes_back_to_the_old_one_keeps_it(tokens: CaTokens):
+    """Somebody else writes the CA configuration in the soak: nothing is revoked."""
+    before = tokens.document()
+    words = {"roles": ROLE_NAME, "older_than": 0, "soak": 60}
+    process = tokens.lab.start(*tokens.lab.arguments("token-rotation", words))
+    until(
+        lambda: tokens.in_file(SECONDARY) == tokens.document()["token"] != before["token"], "it", 30
+    )
+    tokens.configure(SECONDARY, before["token"])
+    ran = tokens.lab.ended(process, timeout=30)
+
+    changes.ends(ran, 1, "failed")
+    assert "eu-west-1 went back to another token; both work" in str(ran.problem)
+    assert sorted(tokens.live()) == sorted([before["accessor"], tokens.document()["accessor"]])
+    assert tokens.leaf(SECONDARY) == ""
+    changes.ends(tokens.rotate(), 0, "verified")
+    tokens.one_live()
+
+
+def test_one_that_was_revoked_by_hand_is_replaced(tokens: CaTokens):
+    """Due or not; and boot, too, has a datacenter sign with what Vault keeps."""
+    changes.ends(tokens.rotate(older_than=0), 0, "verified")
+    leaked = tokens.document()
+    tokens.revoke(leaked["accessor"])
+    assert tokens.leaf(PRIMARY) != ""
+
+    changes.ends(tokens.rotate(), 0, "verified")
+
+    tokens.one_live()
+    assert tokens.self_status(leaked["token"]) == 403
+    dead = tokens.made()
+    tokens.configure(PRIMARY, dead["client_token"])
+    tokens.revoke(dead["accessor"])
+    assert tokens.leaf(PRIMARY) != ""
+
+    changes.booted(tokens.lab)
+
+    tokens.one_live()
+
+
+def test_a_set_up_that_is_finished_later_makes_a_dead_token_anew(tokens: CaTokens):
+    """Vault takes no id of its own making: another is chosen, and a rotation's notes stay."""
+    changes.ends(tokens.rotate(older_than=0), 0, "verified")
+    dead = tokens.document()
+    tokens.revoke(dead["accessor"])
+    tokens.keep(dead | {"pending": {"nonce": "begun"}})
+    with tokens.lab.connections() as connections, tokens.seen.root() as root:
+        vault_setup.ensure_ca_token(connections, SecretStr(root))
+        again = tokens.document()
+        vault_setup.ensure_ca_token(connections, SecretStr(root))
+        assert tokens.document() == again
+        vault_setup.finish(connections, SecretStr(tokens.vault_token))
+
+    assert tokens.live() == [again["accessor"]]
+    assert again["token"] != dead["token"]
+    assert again["pending"] == {"nonce": "begun"}
+    changes.ends(tokens.rotate(), 0, "verified")
+    tokens.one_live()
