@@ -81,7 +81,9 @@ class ConsulServers(Part):
         description="This datacenter's own Connect intermediate mount."
     )
     ca_config_file: str | None = Field(
-        default=None, description="The servers' own JSON file with a `ca_config`, if they have one."
+        default=None,
+        pattern="^/",
+        description="The servers' own JSON file with a `ca_config`, if they have one.",
     )
 
 
