@@ -64,11 +64,11 @@ def read(api: Api, mesh: Mesh) -> CaDocument:
     found, version = read_secret(api, mesh, CA_TOKEN_PATH)
     if not found:
         return CaDocument(version=version)
-    pending = found.get("pending")
+    pending, previous = found.get("pending"), found.get("previous")
     slots = Slots(
         _held(found),
-        pending and _held(pending, made=bool(pending.get("token"))),
-        found.get("previous") and _held(found["previous"]),
+        _held(pending, made=False) if pending else None,
+        _held(previous) if previous else None,
     )
     return CaDocument(slots, version, found.get("state") == "live")
 
@@ -101,7 +101,8 @@ def _held(part: Any, *, made: bool = True) -> CaHeld:
     found = part if isinstance(part, dict) else {}
     values = [found.get(name) or "" for name in ("token", "accessor", "nonce")]
     token, accessor, nonce = values
-    if not all(isinstance(v, str) for v in values) or not (token and accessor if made else nonce):
+    whole = (token and accessor) or not (made or token or accessor)
+    if not all(isinstance(v, str) for v in values) or not whole or not (made or nonce):
         raise Refused(
             f"{CA_TOKEN_PATH} holds something else than a token and its accessor",
             where="vault",

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import SecretStr
 
-from blocks.errors import BadAnswer, MeshError
+from blocks.errors import BadAnswer, MeshError, Refused
 from blocks.topology import seconds
 from tasks import ca_files, ca_role, ca_store, connect_ca
 from tasks.ca_store import CaDocument, CaHeld
 from tasks.planning.ca_rotation import Authority, CaTokensSeen, FileSeen, Which
+from tasks.planning.plan import Refusal
 from tasks.planning.tokens_seen import Slots
 from tasks.step import fan_out, step
 from tasks.token_clients import Clients
@@ -36,16 +37,11 @@ class Seen(NamedTuple):
 
 @step("survey of Consul's CA token")
 def look(connections: Connections, management: SecretStr) -> Seen:
-    """
-    What Vault keeps of the token, which of those live, and who has which.
-
-    Raises:
-        Refused: something else lies where Vault keeps it.
-    """
+    """What Vault keeps of the token, which of those live, and who has which."""
     mesh = connections.topology
     with Clients(connections, management) as clients:
-        document = ca_store.read(clients.vault, mesh)
-        problems = tuple(ca_role.missing(clients.vault, mesh))
+        document, problems = _document(clients.vault, mesh)
+        problems = problems or tuple(ca_role.missing(clients.vault, mesh))
         # Without the right to look them up every token would seem dead.
         found = {a: lookup(clients.vault, a) for a in document.accessors if a and not problems}
         versions = {
@@ -69,6 +65,13 @@ def look(connections: Connections, management: SecretStr) -> Seen:
         problems,
     )
     return Seen(tokens, document)
+
+
+def _document(api: Api, mesh: Mesh) -> tuple[CaDocument, tuple[Refusal, ...]]:
+    try:
+        return ca_store.read(api, mesh), ()
+    except Refused as error:
+        return CaDocument(), (Refusal(error.message, error.remedy, "vault"),)
 
 
 def files(mesh: Mesh) -> list[tuple[str, str]]:

@@ -103,7 +103,7 @@ def plan_ca_rotation(token: DeclaredToken, seen: CaTokensSeen, options: Options)
 
 
 def _blocked(token: DeclaredToken, seen: CaTokensSeen) -> Iterator[Refusal]:
-    if not seen.complete or seen.held.current is None:
+    if not seen.problems and (not seen.complete or seen.held.current is None):
         yield Refusal(
             "Vault holds no CA token of a complete set-up",
             "run cold-boot with --set initialise=true to finish it",

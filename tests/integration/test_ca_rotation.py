@@ -155,6 +155,22 @@ def test_a_mesh_set_up_before_is_told_what_to_give(tokens: CaTokens):
         assert "docs/token-rotation.md" in ran.problem["do"]
 
 
+@pytest.mark.parametrize("odd", [{"password": "x"}, {"pending": {"token": "without a nonce"}}])
+def test_something_else_where_vault_keeps_it_is_left_alone(tokens: CaTokens, odd: dict[str, Any]):
+    before = tokens.document()
+    document = odd if "password" in odd else before | odd
+    tokens.keep(document)
+    try:
+        ran = tokens.rotate(older_than=0)
+        assert tokens.document() == document
+    finally:
+        tokens.keep(before)
+
+    changes.ends(ran, 3, "refused")
+    assert ran.mutating_calls == 0
+    assert "holds something else than a token" in ran.problem["error"]
+
+
 def test_a_token_that_fails_its_proof_is_withdrawn(tokens: CaTokens):
     """It may more than it must: nobody ever had it, and the old one is as it was."""
     policy, before = ca_policy(tokens.lab.topology), tokens.document()
