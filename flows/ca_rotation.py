@@ -7,7 +7,7 @@ import time
 from pydantic import SecretStr
 
 from flows.rotation_way import Outcome, Pace, Way
-from flows.run import Run
+from flows.run import Run, Stage
 from tasks import ca_rotation, ca_survey, stopping
 from tasks.ca_rotation import WATCH_SECONDS, CaItem
 from tasks.planning.ca_rotation import ACTIONS, ORDER, Do, plan_ca_rotation
@@ -58,12 +58,12 @@ class CaProvider(Way):
     def _do(self, what: Do, item: CaItem) -> None:
         with self.run.stage(f"{what} CA token", of=1) as stage:
             if what == "soak":
-                self._soak(item)
+                self._soak(item, stage)
             else:
                 ca_rotation.carry_out(self.run.connections, what, item, self.management)
             stage.done(count=int(not item.failed_at))
 
-    def _soak(self, item: CaItem) -> None:
+    def _soak(self, item: CaItem, stage: Stage) -> None:
         """Both tokens work, and every datacenter stays with the new one."""
         seconds = self.pace.soak_seconds
         ends = time.monotonic() + (item.token.soak_seconds if seconds is None else seconds)
@@ -71,4 +71,5 @@ class CaProvider(Way):
             ca_rotation.watch(self.run.connections, item, self.management)
             if item.failed_at:
                 return
+            stage.say(f"both tokens work, {left:.0f} s left")
             stopping.pause(min(WATCH_SECONDS, left))

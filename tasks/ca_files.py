@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from blocks.ssh_session import Ssh
 
 DEADLINE = 15.0
-# Owner, group and mode stay; a file cut short by a broken connection never takes the place.
+# Owner, group and mode stay; a file cut short by a broken connection never takes the place, and
+# Consul reads nothing that ends in `.tmp`.
 _REPLACE = """\
 f={file}; t="$f.tmp"; rm -f -- "$t" && (umask 077; cat > "$t") &&
 {{ [ "$(wc -c < "$t")" -eq {size} ] || {{ echo "only a part of it arrived" >&2; false; }}; }} &&
