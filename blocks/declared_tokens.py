@@ -37,6 +37,8 @@ _RESERVED = ("consul/", "approvals/")
 # The one path among them that a role has.
 GOSSIP_PATH = "consul/gossip"
 _WITHOUT_NAME = {"acl read", "operator read"}
+# What Consul's own token at Vault may is decided by its policy there, and all datacenters have it.
+_OF_CA = {"role", "kind", "drift", "soak_seconds", "max_age_hours"}
 
 
 class Permission(NamedTuple):
@@ -113,7 +115,7 @@ def problems(mesh: Mesh) -> Iterator[str]:
     """Everything about a well-formed `tokens` section that could not be, one line each."""
     for what, values in (
         ("tokens.role", [t.role for t in mesh.tokens]),
-        ("tokens.path", [t.path.strip("/") for t in mesh.tokens]),
+        ("tokens.path", [t.path.strip("/") for t in mesh.tokens if t.path]),
     ):
         for value, count in Counter(values).items():
             if count > 1:
@@ -135,6 +137,14 @@ def _service(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
     yield from _grants(where, token, mesh)
     yield from _places(where, token, mesh)
     yield from _proof(where, token)
+
+
+def _ca_provider(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
+    for field in sorted(token.model_fields_set - _OF_CA):
+        yield f"{where}.{field}: means nothing for a ca-provider"
+    first = next(t.role for t in mesh.tokens if t.kind == "ca-provider")
+    if token.role != first:
+        yield f"{where}: {first} is the CA provider's token already, and there is one"
 
 
 def _proof(where: str, token: DeclaredToken) -> Iterator[str]:
@@ -205,4 +215,5 @@ def _gossip(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
 _OF_KIND: dict[TokenKind, Callable[[str, DeclaredToken, Mesh], Iterator[str]]] = {
     "service": _service,
     "gossip": _gossip,
+    "ca-provider": _ca_provider,
 }

@@ -83,6 +83,11 @@ class ConsulServers(Part):
     intermediate_pki_path: str = Field(
         description="This datacenter's own Connect intermediate mount."
     )
+    ca_config_file: str | None = Field(
+        default=None,
+        pattern="^/",
+        description="The servers' own JSON file with a `ca_config`, if they have one.",
+    )
 
 
 class Gateway(Part):

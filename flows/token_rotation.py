@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from blocks.errors import BadInput
 from blocks.nearest import unknown
+from flows.ca_rotation import CaProvider
 from flows.report import PlanRow
 from flows.rotation import AclTokens
 from flows.rotation_gossip import GossipKey
@@ -18,7 +19,7 @@ from tasks.planning.plan import Refusal
 from tasks.planning.rotation_plan import Options, RotationPlan, table
 
 # In the order in which they are carried out.
-WAYS: tuple[type[Way], ...] = (AclTokens, GossipKey)
+WAYS: tuple[type[Way], ...] = (AclTokens, CaProvider, GossipKey)
 NEVER_DUE = 1e9  # hours
 
 
@@ -155,5 +156,5 @@ def _stands(ways: Sequence[Way]) -> str:
     failed = sum(bool(outcome.failed_at) for outcome in outcomes)
     return (
         "every token that consumers read from Vault is as good as before; "
-        f"{failed} of {len(outcomes)} roles failed, and their old tokens work"
+        f"{failed} of {len(outcomes)} roles failed, and what was not revoked of theirs works"
     )

@@ -6,8 +6,10 @@ import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from pydantic import SecretStr
+
 from blocks.errors import MeshError
-from tasks import vault
+from tasks import connect_ca, vault
 from tasks.planning.verdict import Closer
 from tasks.step import fan_out, step
 from tasks.vault_setup import ca_token
@@ -44,13 +46,41 @@ def dial(gateway: Gateway) -> str:
 
 
 def _life(connections: Connections, access: Access) -> timedelta | None:
-    """Seconds of life left in the token that Consul signs with; None if it cannot be asked."""
+    """
+    Life left in the tokens that Consul signs with, the shortest; None if it cannot be asked.
+
+    Those that the datacenters have: half way through a rotation one may still sign with the token
+    before, and what Vault keeps would be another. What no datacenter shows is taken from Vault.
+    """
     if access.vault is None:
         return None
     try:
-        token = ca_token(connections, access.vault)
-        with connections.vault().node(vault.await_active(connections), token=token) as api:
-            found = api.get("/v1/auth/token/lookup-self").json(dict)
+        tokens = {ca_token(connections, access.vault).get_secret_value()} | _configured(
+            connections, access
+        )
+        node = vault.await_active(connections)
+        return min(_left(connections, node, SecretStr(token)) for token in tokens)
     except MeshError:
         return None
-    return timedelta(seconds=int((found.get("data") or {}).get("ttl") or 0))
+
+
+def _configured(connections: Connections, access: Access) -> set[str]:
+    if access.consul is None:
+        return set()
+    found = [
+        connect_ca.configuration(connections, dc, access.consul)
+        for dc in connections.topology.datacenters
+    ]
+    tokens = {str(config.get("Token") or "") for name, config in found if name == "vault"}
+    return tokens - {"", connect_ca.HIDDEN}
+
+
+def _left(connections: Connections, node: str, token: SecretStr) -> timedelta:
+    with connections.vault().node(node, token=token) as api:
+        answer = api.get("/v1/auth/token/lookup-self", answers=(403,))
+        if answer.status == 403:
+            return timedelta()  # it lives no more
+        data = answer.json(dict).get("data") or {}
+    if data.get("expire_time") is None and not data.get("ttl"):
+        return timedelta.max  # it never ends
+    return timedelta(seconds=int(data.get("ttl") or 0))

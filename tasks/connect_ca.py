@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CaState = Literal["ok", "failing", "builtin", "off"]
 Issuer = Literal["unknown", "follows", "fixed", "pinned"]
 CONFIGURATION = "/v1/connect/ca/configuration"
+HIDDEN = "hidden"  # what later Consuls show instead of a token
 # In KV, one a datacenter: whether the issuer of a mount that we had Consul fill still is to be
 # told to follow the newest. Who pins one on purpose leaves no such mark, and is left alone.
 ISSUER_PATH = "consul/issuer-{datacenter}"
@@ -64,6 +65,14 @@ def provider(
 
     ("off", {}) where Connect is switched off.
     """
+    name, config = configuration(connections, datacenter, token)
+    return name, {k: v for k, v in config.items() if k != "Token"}
+
+
+def configuration(
+    connections: Connections, datacenter: Datacenter, token: SecretStr
+) -> tuple[str, dict[str, Any]]:
+    """The same with that token; never to be told or kept."""
     try:
         found = consul.operator_get(connections, datacenter, token, CONFIGURATION)
     except MeshError as error:
@@ -72,11 +81,17 @@ def provider(
         raise
     if not isinstance(found, dict) or not isinstance(found.get("Config"), dict):
         raise BadAnswer("the CA configuration is no configuration", where=datacenter.name)
-    config = {k: v for k, v in found["Config"].items() if k != "Token"}
-    return str(found.get("Provider") or ""), config
+    return str(found.get("Provider") or ""), dict(found["Config"])
+
+
+def uses(config: dict[str, Any], ca_token: SecretStr) -> bool:
+    """Whether a configuration holds this token, as far as it shows: later Consuls hide theirs."""
+    held = config.get("Token") or HIDDEN
+    return held in {HIDDEN, ca_token.get_secret_value()}
 
 
 def _as_declared(mesh: Mesh, datacenter: Datacenter, found: tuple[str, dict[str, Any]]) -> bool:
+    """Whether the provider is Vault with the declared paths, by whichever token."""
     name, config = found
     wanted = vault_configuration(mesh, datacenter, SecretStr(""))["Config"]
     keys = ("Address", "RootPKIPath", "IntermediatePKIPath")
@@ -94,7 +109,7 @@ def ensure_on_vault(
     vault_token: SecretStr,
 ) -> bool:
     """
-    Make Vault the datacenter's CA provider with the declared paths; whether it was not.
+    Make Vault the datacenter's CA provider with the declared paths and this token; whether it was not.
 
     Holds afterwards: the newest intermediate there is the one that signs.
 
@@ -105,15 +120,21 @@ def ensure_on_vault(
         NotConverged: Consul took the write but shows another configuration.
     """
     mesh = connections.topology
-    found = provider(connections, datacenter, management)
+    found = configuration(connections, datacenter, management)
     if _as_declared(mesh, datacenter, found):
+        # What is hidden is left to a rotation, which knows that it is another.
+        if written := not uses(found[1], ca_token):
+            give_token(connections, datacenter, management, ca_token, found)
+            record.current().change(
+                f"consul {datacenter.name}", "connect CA given the token that Vault keeps"
+            )
         follow_latest_issuer(connections, datacenter, vault_token)
-        return False
+        return written
     began = time.monotonic()
     _mark_issuer(connections, datacenter, vault_token)
-    _write(connections, datacenter, management, vault_configuration(mesh, datacenter, ca_token))
+    write(connections, datacenter, management, vault_configuration(mesh, datacenter, ca_token))
     wait_until(
-        lambda: _as_declared(mesh, datacenter, provider(connections, datacenter, management)),
+        lambda: _as_declared(mesh, datacenter, configuration(connections, datacenter, management)),
         "the CA on vault",
         deadline=30.0,
         where=datacenter.name,
@@ -128,6 +149,38 @@ def ensure_on_vault(
         seconds=time.monotonic() - began,
     )
     follow_latest_issuer(connections, datacenter, vault_token)
+    return True
+
+
+def give_token(
+    connections: Connections,
+    datacenter: Datacenter,
+    management: SecretStr,
+    ca_token: SecretStr,
+    found: tuple[str, dict[str, Any]],
+) -> bool:
+    """
+    Make a configuration that was found hold this token, all else in it as before; whether it did not.
+
+    One that Consul hides is written: that changes nothing if it is the same.
+
+    Raises:
+        NotConverged: Consul took the write but shows another.
+    """
+    name, config = found
+    secret = ca_token.get_secret_value()
+    if config.get("Token") == secret:
+        return False
+    # All in one write: a change of single paths would have Consul unmount what it signs with.
+    body = {"Provider": name, "Config": {**config, "Token": secret}}
+    write(connections, datacenter, management, body)
+    wait_until(
+        lambda: uses(configuration(connections, datacenter, management)[1], ca_token),
+        "the CA token to be configured",
+        deadline=30.0,
+        where=datacenter.name,
+        stage="CA",
+    )
     return True
 
 
@@ -214,7 +267,7 @@ def ensure_built_in(
         "Provider": "consul",
         "Config": {"LeafCertTTL": connections.topology.vault.leaf_ttl, "RotationPeriod": "2160h"},
     }
-    _write(connections, datacenter, management, body)
+    write(connections, datacenter, management, body)
     wait_until(
         lambda: provider(connections, datacenter, management)[0] == "consul",
         "the built-in CA",
@@ -228,9 +281,16 @@ def ensure_built_in(
     return True
 
 
-def _write(
+def write(
     connections: Connections, datacenter: Datacenter, token: SecretStr, body: dict[str, Any]
 ) -> None:
+    """
+    Give a datacenter's leader a CA configuration.
+
+    Raises:
+        Transient: a secondary follows a change of the primary's root at this moment.
+        Invalid: Consul, or Vault through it, rejects it; the one before stands.
+    """
     leader = consul.await_quorum(connections, datacenter)
     block = connections.consul(datacenter.name)
     with block.client(consul.url(connections, leader), token=token, dc="", deadline=30.0) as api:

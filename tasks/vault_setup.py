@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from blocks.errors import Absent, BadInput, Forbidden, NotConverged
 from blocks.topology import Mesh
-from tasks import record, vault
+from tasks import ca_role, record, vault
 from tasks.step import step
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RUNBOOK_ROLE = "mesh-runbooks"
 RUNBOOK_POLICY = "mesh-runbooks"
-CA_POLICY = "consul-connect-ca"
+CA_POLICY = ca_role.NAME
 CA_TOKEN_PATH = "consul/ca-token"
 
 
@@ -49,7 +49,7 @@ path "auth/token/lookup-accessor" {{ capabilities = ["create", "update"] }}
 path "auth/token/revoke-accessor" {{ capabilities = ["create", "update"] }}
 path "auth/token/lookup-self" {{ capabilities = ["read"] }}
 path "auth/token/renew-self" {{ capabilities = ["update"] }}
-"""
+{ca_role.RULES}"""
 
 
 def ca_policy(mesh: Mesh) -> str:
@@ -90,6 +90,7 @@ def set_up(connections: Connections, root: SecretStr) -> None:
         _mounts(api, mesh)
         for name, rules in ((RUNBOOK_POLICY, runbook_policy(mesh)), (CA_POLICY, ca_policy(mesh))):
             _policy(api, name, rules)
+        ca_role.ensure(api, mesh)
         _issuer(api, connections)
         _approle(api, connections)
 
@@ -263,7 +264,9 @@ def ensure_ca_token(connections: Connections, root: SecretStr) -> None:
 
     Orphan, so that it outlives whoever created it. Its id is chosen here (a
     right of root tokens only) and written to Vault first, so that a lost
-    answer or a kill leaves no second token behind.
+    answer or a kill leaves no second token behind. One that lived and lives no
+    more gets a new id: Vault takes none of its own making, such as a rotation
+    stored, and what somebody revoked is not made again.
     """
     mesh = connections.topology
     host = vault.await_active(connections)
@@ -275,6 +278,15 @@ def ensure_ca_token(connections: Connections, root: SecretStr) -> None:
             record.current().change("vault", "secret of Consul's CA token written", before="absent")
             version += 1
         accessor = _accessor(connections, host, SecretStr(str(found["token"])))
+        if not accessor and found.get("accessor"):
+            # A rotation's own notes stay: it ends what it has begun.
+            found = {**found, "token": secrets.token_urlsafe(32), "state": "pending"}
+            del found["accessor"]
+            write_secret(api, mesh, CA_TOKEN_PATH, found, version)
+            record.current().change(
+                "vault", "secret of Consul's CA token written", before="one that lives no more"
+            )
+            version += 1
         if not accessor:
             made = api.post(
                 "/v1/auth/token/create-orphan",
@@ -290,7 +302,7 @@ def ensure_ca_token(connections: Connections, root: SecretStr) -> None:
             record.current().change(
                 "vault", "orphan periodic token for Consul's CA created", after=accessor
             )
-        wanted = {"token": found["token"], "accessor": accessor, "state": "pending"}
+        wanted = {**found, "accessor": accessor, "state": "pending"}
         if found != wanted:
             write_secret(api, mesh, CA_TOKEN_PATH, wanted, version)
 

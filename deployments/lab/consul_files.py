@@ -26,6 +26,7 @@ from deployments.lab.layout import (
 CONFIG_DIR = "/etc/consul.d"
 DATA_DIR = "/opt/consul"
 GOSSIP_FILE = "gossip.json"
+CA_CONFIG = "connect-ca.json"  # a server's CA configuration, which only its first start would read
 
 # Everything is on one machine: failures are noticed in about a second. A change is told
 # `retransmit_mult` times in all to so few members, by default 4 times among 6 servers. Then a
@@ -50,6 +51,8 @@ def files(layout: Layout, host: LabHost, gossip_key: str) -> dict[str, dict[str,
     made = {"consul.json": agent(layout, host), GOSSIP_FILE: {"encrypt": gossip_key}}
     if "consul-server" in host.roles:
         made["server.json"] = server(layout, host)
+        # Without a provider: day 0 begins with Consul's own, and has no token for Vault yet.
+        made[CA_CONFIG] = {"connect": {"ca_config": {"token": ""}}}
     if "gateway" in host.roles:
         made["mesh-gateway.json"] = gateway_registration(host)
     for service in host.services:

@@ -88,7 +88,7 @@ def _render_host(layout: Layout, host: LabHost, authority: Authority, gossip_key
                 if not Path(f"{root}{path}").exists():
                     put(path, _json(content), 0o400)
             else:
-                put(path, _json(content))
+                put(path, _json(content), 0o400 if name == consul_files.CA_CONFIG else 0o444)
         for name, content in _dataplanes(layout, host).items():
             put(f"{DATAPLANE_DIR}/{name}.json", _json(content))
         data_dir = consul_files.DATA_DIR

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deployments.lab.consul_files import CONFIG_DIR, GOSSIP_FILE
+from deployments.lab.consul_files import CA_CONFIG, CONFIG_DIR, GOSSIP_FILE
 from deployments.lab.layout import (
     CONSUL_HTTPS_PORT,
     DATACENTERS,
@@ -113,6 +113,7 @@ def _datacenter(
             "gossip_file": f"{CONFIG_DIR}/{GOSSIP_FILE}",
             "ca_file": str(layout.ca_file),
             "intermediate_pki_path": f"connect-intermediate-{name}",
+            "ca_config_file": f"{CONFIG_DIR}/{CA_CONFIG}",
         },
         "gateways": [
             {
@@ -146,7 +147,7 @@ def _service(host: LabHost, service: LabService) -> dict[str, Any]:
 
 def _tokens() -> list[dict[str, Any]]:
     """
-    Service tokens of the lab, out of what its day 0 has: identities and one policy.
+    Tokens of the lab, out of what its day 0 has: identities, one policy, and Consul's own at Vault.
 
     Overlap and soak are as short as the lab's consumers are quick.
     """
@@ -182,6 +183,7 @@ def _tokens() -> list[dict[str, Any]]:
             "may_not": ["leaf sign web-portal", "operator read"],
         },
         {"role": "gossip-key", "kind": "gossip", "path": "consul/gossip", "soak_seconds": 2.0},
+        {"role": "consul-ca", "kind": "ca-provider", "soak_seconds": 2.0},
     ]
 
 

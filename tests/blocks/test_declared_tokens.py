@@ -36,7 +36,8 @@ def test_a_token_needs_no_more_than_what_cannot_be_guessed():
     [
         (
             {"kind": "agent"},
-            "tokens[payments].kind: agent is not rotated yet; known are service, gossip",
+            "tokens[payments].kind: agent is not rotated yet; known are service, gossip, "
+            "ca-provider",
         ),
         (
             {"kind": "robot"},
@@ -113,6 +114,20 @@ def test_two_roles_never_share_a_name_or_a_path():
     assert refused.value.problems == [
         "tokens.role: payments is there 2 times",
         "tokens.path: services/payments is there 2 times",
+    ]
+
+
+def test_there_is_one_ca_provider_and_it_needs_nothing_but_its_name():
+    ca = {"role": "consul-ca", "kind": "ca-provider"}
+    assert mesh(TOKEN, ca).token("consul-ca").path == ""
+
+    with pytest.raises(BadInput) as refused:
+        mesh(ca, ca | {"role": "other", "path": "services/other", "may": ["acl read"]})
+
+    assert refused.value.problems == [
+        "tokens[other].may: means nothing for a ca-provider",
+        "tokens[other].path: means nothing for a ca-provider",
+        "tokens[other]: consul-ca is the CA provider's token already, and there is one",
     ]
 
 
