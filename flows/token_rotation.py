@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from blocks.declared_tokens import meant
 from blocks.errors import BadInput
 from blocks.nearest import unknown
 from flows.report import PlanRow
@@ -55,7 +56,8 @@ def token_rotation(
         error_threshold: Failures after which no further batch is begun.
     """
     _check(run, roles, retire, batch_size, max_in_flight, error_threshold)
-    options = Options(tuple(roles), older_than, tuple(retire))
+    chosen = [role for name in roles for role in meant(run.mesh, name)]
+    options = Options(tuple(dict.fromkeys(chosen)), older_than, tuple(retire))
     with run.stage("survey"):
         if reasons := token_survey.unfit(run.connections):
             run.refuse(reasons)
@@ -101,7 +103,7 @@ def _check(
     max_in_flight: int,
     error_threshold: int,
 ) -> None:
-    known = [token.role for token in run.mesh.roles()]
+    known = [token.role for token in (*run.mesh.tokens, *run.mesh.roles())]
     problems = [f"roles: {unknown('role', name, known)}" for name in roles if name not in known]
     problems += [
         f"retire: {name} is declared: take it out of the topology first"

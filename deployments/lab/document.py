@@ -144,12 +144,20 @@ def _service(host: LabHost, service: LabService) -> dict[str, Any]:
 
 def _tokens() -> list[dict[str, Any]]:
     """
-    Service tokens of the lab, out of what its day 0 has: identities and one policy.
+    Tokens of the lab, out of what its day 0 has: identities, one policy, and those of its agents.
 
     Overlap and soak are as short as the lab's consumers are quick.
     """
     quick = {"kind": "service", "overlap_seconds": 1.5, "soak_seconds": 2.0}
     return [
+        *(
+            {"role": role, "kind": kind, "soak_seconds": 2.0}
+            for role, kind in (
+                ("agents", "agent"),
+                ("agent-defaults", "default"),
+                ("replication", "replication"),
+            )
+        ),
         {
             "role": "web-portal",
             **quick,
