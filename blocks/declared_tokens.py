@@ -128,7 +128,8 @@ def _carried(mesh: Mesh, token: DeclaredToken, one: agent_tokens.AgentToken) -> 
     may_not = ["acl read", "operator read"]
     if one.kind == "replication":
         may, may_not = may_not, ["kv read mesh-runbooks-proof"]
-    return CarriedToken(
+    # Made of what was checked; a host's name may leave no room for what stands before it.
+    return CarriedToken.model_construct(
         role=one.name,
         kind=one.kind,
         policies=list(one.policies),
