@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 FILE = "acl-tokens.json"  # in an agent's data directory
 MARK = "mesh-runbooks-proof"  # what is planted in the catalog, and taken away by the agent
 NO_TOKEN = acl_tokens.as_token(SecretStr(""))
-HOST_DEADLINE = 20.0  # an agent that does not answer for so long is down
+HOST_DEADLINE = 10.0  # an agent that does not answer for so long is down
 # A full synchronization begins within 3 s of a changed token (`serverUpInterval`).
 SYNC_DEADLINE = 6.0
 SYNC_TRIES = 3
+REPLICATED_DEADLINE = 15.0
 OWN_REGISTRATION = (1, 15, 0)  # config_file_service_registration exists from then on
 
 
@@ -108,7 +109,7 @@ def hand(clients: Clients, role: CarriedToken, held: Held) -> None:
     Repeats harmlessly. What an agent does with it is proven by `prove_used`.
 
     Raises:
-        NotConverged: an agent does not answer for 20 s, or keeps it nowhere.
+        NotConverged: an agent does not answer for 10 s, or keeps it nowhere.
     """
     for host in role.hosts:
         known = _keeps(clients, role, host, held)
@@ -313,6 +314,7 @@ def _prove_replicated(clients: Clients, role: CarriedToken, held: Held) -> None:
     mesh = clients.mesh
     body = acl_tokens.declared_body(mesh, role)
     index = acl_tokens.change(clients.primary, held.accessor, body)
+    secondary = mesh.datacenter(role.datacenters[0])
     federation.await_index(
-        clients.connections, mesh.datacenter(role.datacenters[0]), clients.management, index
+        clients.connections, secondary, clients.management, index, deadline=REPLICATED_DEADLINE
     )

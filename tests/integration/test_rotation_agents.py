@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import stat
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -156,18 +158,6 @@ def agents(healthy: Lab) -> Agents:
     return Agents(healthy)
 
 
-def again(process: Callable[[], object], *, every: float) -> threading.Event:
-    """Do something over and over until the event is set."""
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.wait(every):
-            process()
-
-    threading.Thread(target=work, daemon=True).start()
-    return over
-
-
 def rotate(agents: Agents, **options: object) -> Ran:
     chosen: dict[str, Any] = {"roles": ALL, "older_than": 0, "soak": 0.5} | options
     return agents.rotate(**chosen)
@@ -212,36 +202,40 @@ def agents_of(agents: Agents) -> list[str]:
     return [t.hosts[0] for t in agent_tokens.of_the_boot(agents.lab.topology) if t.kind == "agent"]
 
 
-@pytest.mark.parametrize("dc", DATACENTERS)
-def test_a_restarted_agent_keeps_the_new_token_and_works_with_it(agents: Agents, dc: str):
-    """R9: one killed, one restarted; a server and a client agent; the old ones are revoked."""
-    server, client = agents.server(dc), {PRIMARY: "us-app-1", SECONDARY: "eu-app-1"}[dc]
-    chosen = f"agent-{server},agent-{client},default-{client},replication"
-    changes.ends(rotate(agents, roles=chosen), 0, "verified")
+def test_restarted_agents_keep_the_new_tokens_and_work_with_them(agents: Agents):
+    """R9: in each datacenter a client agent that was killed, and a server that is restarted."""
+    pairs = [(agents.server(PRIMARY), "us-app-1"), (agents.server(SECONDARY), "eu-app-1")]
+    both = [host for pair in pairs for host in pair]
+    chosen = [f"agent-{host}" for host in both] + [f"default-{client}" for _, client in pairs]
+    changes.ends(rotate(agents, roles=[*chosen, "replication"]), 0, "verified")
 
     with agents.lab.connections() as connections:
         machine = connections.topology.host
-        for host in (client, server):
+        for host in both:
             agents.plant(host)
-        pid = agents.lab.pid(client, "consul")
-        assert pid
-        os.kill(pid, signal.SIGKILL)
-        hosts.start(connections, machine(client), ["consul"])
-        hosts.restart(connections, machine(server), ["consul"])
+        for server, client in pairs:
+            pid = agents.lab.pid(client, "consul")
+            assert pid
+            os.kill(pid, signal.SIGKILL)
+            hosts.start(connections, machine(client), ["consul"])
+            hosts.restart(connections, machine(server), ["consul"])
 
-    def back() -> bool:
-        try:
-            return agents.speaks_with(client) == str(agents.kept(f"default-{client}")["accessor"])
-        except (httpx.HTTPError, ValueError):
-            return False
-
-    until(back, f"the agent on {client} to speak with its new token", 60)
-    for host in (client, server):
+    for _, client in pairs:
+        wanted = agents.kept(f"default-{client}")["accessor"]
+        until(lambda c=client, w=wanted: speaks(agents, c) == w, f"{client} to speak with it", 60)  # type: ignore[misc]
+    for host in both:
         until(lambda host=host: put_right(agents, host), f"{host} to put its entry right", 60)  # type: ignore[misc]
     booted = agents.lab.run("cold-boot")
     assert booted.status == 0, booted
     assert_up(agents.lab)
     agents.one_each()
+
+
+def speaks(agents: Agents, host: str) -> str:
+    try:
+        return agents.speaks_with(host)
+    except (httpx.HTTPError, ValueError):
+        return ""
 
 
 def put_right(agents: Agents, host: str) -> bool:
@@ -270,11 +264,12 @@ def test_an_agent_that_is_down_is_named_and_left_alone_and_others_are_not(agents
 
 
 def test_an_agent_that_goes_down_in_the_middle_fails_its_role_and_keeps_its_old_token(
-    agents: Agents, tmp_path: Any
+    agents: Agents, tmp_path: Path
 ):
     """R2, R6: nobody knows which one it has; both work, and the next run ends it."""
     before = agents.kept("agent-us-app-2")
     pid = agents.lab.pid("us-app-2", "consul")
+    assert pid
     freeze = {"after": "POST /v1/mesh/data/consul/tokens/agent-us-app-2", "do": f"kill -STOP {pid}"}
     words = agents.lab.arguments(
         "token-rotation",
@@ -287,7 +282,7 @@ def test_an_agent_that_goes_down_in_the_middle_fails_its_role_and_keeps_its_old_
             WATCH=json.dumps([freeze]),
         )
     finally:
-        os.kill(pid or 0, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
 
     changes.ends(ran, 1, "failed")
     assert "agent-us-app-2 through adopt" in ran.problem["details"][0]
@@ -303,47 +298,81 @@ def test_an_agent_that_goes_down_in_the_middle_fails_its_role_and_keeps_its_old_
     agents.one_each()
 
 
+# Once, or over and over until a file is gone.
+GIVE = """
+import os, sys, time, httpx
+said, until = sys.argv[1:]
+url, management, secret, ca = open(said).read().split()
+with httpx.Client(verify=ca, headers={"X-Consul-Token": management}) as client:
+    client.put(url, json={"Token": secret})
+    while os.path.exists(until):
+        client.put(url, json={"Token": secret})
+"""
+
+
+def giving(agents: Agents, folder: Path, host: str, kind: str, secret: str) -> str:
+    """
+    A shell command by which something hands an agent a token; no secret is in it.
+
+    An agent's own token is handed anew by the rotation: so this does it over and over.
+    """
+    script, said = folder / "give.py", folder / f"{kind}.txt"
+    script.write_text(GIVE)
+    said.touch(mode=0o600)
+    address = agents.lab.layout.host(host).address
+    url = f"https://{address}:{CONSUL_HTTPS_PORT}/v1/agent/token/{kind}"
+    said.write_text(f"{url} {agents.management} {secret} {agents.lab.layout.ca_file}")
+    if kind != "agent":
+        return f"{sys.executable} {script} {said} {folder / 'never'}"
+    return f"{sys.executable} {script} {said} {folder / 'going-on'} >{folder / 'log'} 2>&1 &"
+
+
+def armed(agents: Agents, accessor: str) -> bool:
+    found = agents.seen.consul(
+        agents.server(PRIMARY), f"acl/token/{accessor}", agents.management
+    ).json()
+    return bool(found["NodeIdentities"] or found["Policies"])
+
+
 @pytest.mark.parametrize(
-    ("name", "host", "kind"),
+    "roles",
     [
-        ("agent-us-consul-1", "us-consul-1", "agent"),
-        ("default-eu-app-1", "eu-app-1", "default"),
-        ("replication-eu-west-1", "eu-consul-1", "replication"),
+        {"agent-us-consul-1": "us-consul-1", "default-eu-app-1": "eu-app-1"},
+        {"replication-eu-west-1": "eu-consul-1"},
     ],
+    ids=["agent and default", "replication"],
 )
-def test_an_agent_that_does_not_work_with_the_new_token_gets_the_old_one_armed_again(
-    agents: Agents, name: str, host: str, kind: str
+def test_agents_that_do_not_work_with_the_new_token_get_the_old_one_armed_again(
+    agents: Agents, roles: dict[str, str], tmp_path: Path
 ):
-    """R2: something else hands it the old one again, just when that is disarmed."""
-    before = agents.kept(name)
-    stubborn: list[threading.Event] = []
+    """R2: something else hands them the old ones again, just when those are disarmed."""
+    before = {name: agents.kept(name) for name in roles}
+    asked = []
+    for name, host in roles.items():
+        kind = name.partition("-")[0]
+        command = giving(agents, tmp_path, host, kind, before[name]["secret"])
+        asked.append({"after": f"PUT /v1/acl/token/{before[name]['accessor']}", "do": command})
+    options = {"roles": list(roles), "older_than": 0, "soak": 60, "error_threshold": 9}
 
-    def armed() -> bool:
-        token = agents.seen.consul(
-            agents.server(PRIMARY), f"acl/token/{before['accessor']}", agents.management
-        ).json()
-        return bool(token["NodeIdentities"] or token["Policies"])
-
-    process = agents.lab.start(
-        *agents.lab.arguments("token-rotation", {"roles": name, "older_than": 0, "soak": 60})
-    )
+    going_on = tmp_path / "going-on"
+    going_on.touch()
     try:
-        until(lambda: "previous" in agents.kept(name), "the new one to be promoted", 30)
-        until(lambda: not armed(), "the old one to be disarmed", 30)
-        stubborn.append(again(lambda: agents.gives(host, kind, before["secret"]), every=0.01))
-        ran = agents.lab.ended(process, timeout=120)
+        ran = agents.lab.mesh(
+            *agents.lab.arguments("token-rotation", options),
+            module=f"tests.integration.watched {tmp_path / 'calls'}",
+            WATCH=json.dumps(asked),
+        )
     finally:
-        process.kill()
-        for one in stubborn:
-            one.set()
+        going_on.unlink()
 
     changes.ends(ran, 1, "failed")
-    assert f"{name} through use" in ran.problem["details"][0]
-    assert armed()
-    assert agents.self_status(SECONDARY, before["secret"]) == 200
-    assert agents.kept(name)["previous"]["accessor"] == before["accessor"]
-    time.sleep(0.1)
-    changes.ends(rotate(agents, roles=name), 0, "verified")
+    assert sorted(d.partition(" through use")[0] for d in ran.problem["details"]) == sorted(roles)
+    for name, held in before.items():
+        assert armed(agents, held["accessor"])
+        assert agents.self_status(SECONDARY, held["secret"]) == 200
+        assert agents.kept(name)["previous"]["accessor"] == held["accessor"]
+    time.sleep(1)  # the last one was handed
+    changes.ends(rotate(agents, roles=list(roles)), 0, "verified")
     agents.one_each()
 
 
