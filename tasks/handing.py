@@ -10,6 +10,7 @@ server's replication token brings what is changed in the primary.
 from __future__ import annotations
 
 import json
+import shlex
 import uuid
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -191,8 +192,9 @@ def _keeps(clients: Clients, role: CarriedToken, host: str, held: Held) -> bool:
         with clients.connections.hosts().connect(mesh.host(host)) as ssh:
             found[:] = [ssh.read(path)]
             if found[0] is not None:
-                command = f"stat -c %a {{root}}{path}"
-                modes[:] = [ssh.run(command, mutates=False, deadline=10.0).text]
+                command = f"stat -c %a {shlex.quote(mesh.host(host).root + path)}"
+                ran = ssh.run(command, mutates=False, deadline=10.0, what=f"mode of {path}")
+                modes[:] = [ran.text]
         return True
 
     _patiently(host, read)
