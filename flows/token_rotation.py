@@ -47,7 +47,7 @@ def token_rotation(
     again: it looks, and carries on from there.
 
     Args:
-        roles: Roles to look after; all that are declared if none is named.
+        roles: Roles, or declarations for agents, to look after; all that are declared if none is named.
         older_than: Tokens older than so many hours are due; each role's own age if not given.
         soak: Seconds that old tokens stand disarmed before they go; each role's own if not given.
         retire: Roles that the topology declares no more, whose tokens are to be revoked.
