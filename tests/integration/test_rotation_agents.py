@@ -351,7 +351,8 @@ def test_agents_that_do_not_work_with_the_new_token_get_the_old_one_armed_again(
     for name, host in roles.items():
         kind = name.partition("-")[0]
         command = giving(agents, tmp_path, host, kind, before[name]["secret"])
-        asked.append({"after": f"PUT /v1/acl/token/{before[name]['accessor']}", "do": command})
+        # Before, so that no query is under way that was begun with the new one.
+        asked.append({"before": f"PUT /v1/acl/token/{before[name]['accessor']}", "do": command})
     options = {"roles": list(roles), "older_than": 0, "soak": 60, "error_threshold": 9}
 
     going_on = tmp_path / "going-on"
