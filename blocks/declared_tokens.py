@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
+from blocks import agent_tokens
 from blocks.nearest import did_you_mean
 from blocks.parts import Name, Part
 
@@ -91,9 +92,66 @@ class ForeignToken(Part):
     )
 
 
+class CarriedToken(DeclaredToken):
+    """One role of a declaration that stands for many: a token that agents carry."""
+
+    declaration: Name = Field(description="The role by which it was declared.")
+    description: str = Field(description="What its token says of itself, as the boot's does.")
+    hosts: list[Name] = Field(description="Hosts whose agents carry it.")
+
+
 def roles(mesh: Mesh) -> list[DeclaredToken]:
     """Every role that has a token of its own."""
-    return mesh.tokens
+    return [role for token in mesh.tokens for role in _each(mesh, token)]
+
+
+def meant(mesh: Mesh, name: str) -> list[str]:
+    """The roles that a name stands for: one, or all of a declaration; none if nobody has it."""
+    return [
+        role.role
+        for role in roles(mesh)
+        if name == role.role or (isinstance(role, CarriedToken) and name == role.declaration)
+    ]
+
+
+def _each(mesh: Mesh, token: DeclaredToken) -> Iterator[DeclaredToken]:
+    if token.kind not in agent_tokens.KINDS:
+        yield token
+        return
+    for one in agent_tokens.every(mesh):
+        if one.kind == token.kind and one.datacenter in (token.datacenters or [one.datacenter]):
+            yield _carried(mesh, token, one)
+
+
+def _carried(mesh: Mesh, token: DeclaredToken, one: agent_tokens.AgentToken) -> CarriedToken:
+    services = [s.name for s in mesh.services if s.host in one.hosts]
+    used_by_services = one.kind in {"default", "config_file_service_registration"}
+    # Each may what its consumer cannot do without, and nothing of what the runbooks may.
+    # What only a write can show (an agent's own node) is proven by the agent that has it.
+    may = [f"leaf sign {name}" for name in dict.fromkeys(services)] if used_by_services else []
+    may_not = ["acl read", "operator read"]
+    if one.kind == "replication":
+        may, may_not = may_not, ["kv read mesh-runbooks-proof"]
+    # Made of what was checked; a host's name may leave no room for what stands before it.
+    return CarriedToken.model_construct(
+        role=one.name,
+        kind=one.kind,
+        policies=list(one.policies),
+        service_identities=list(one.services),
+        node_identities=list(one.nodes),
+        datacenters=[one.datacenter],
+        path=one.path,
+        consumers=list(dict.fromkeys(services)) if used_by_services else [],
+        may=may,
+        may_not=may_not,
+        drift=token.drift,
+        overlap_seconds=0.0,
+        soak_seconds=token.soak_seconds,
+        max_age_hours=token.max_age_hours,
+        declaration=token.role,
+        description=one.description,
+        hosts=list(one.hosts),
+    )
 
 
 def permission(text: str) -> Permission | None:
@@ -113,8 +171,9 @@ def permissions(lines: list[str]) -> list[Permission]:
 
 def problems(mesh: Mesh) -> Iterator[str]:
     """Everything about a well-formed `tokens` section that could not be, one line each."""
+    single = [t.role for t in mesh.tokens]
     for what, values in (
-        ("tokens.role", [t.role for t in mesh.tokens]),
+        ("tokens.role", single + [t.role for t in roles(mesh) if isinstance(t, CarriedToken)]),
         ("tokens.path", [t.path.strip("/") for t in mesh.tokens if t.path]),
     ):
         for value, count in Counter(values).items():
@@ -145,6 +204,18 @@ def _ca_provider(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
     first = next(t.role for t in mesh.tokens if t.kind == "ca-provider")
     if token.role != first:
         yield f"{where}: {first} is the CA provider's token already, and there is one"
+
+
+def _of_agents(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
+    """The mesh says which agents there are, and what their tokens grant."""
+    known = {"role", "kind", "datacenters", "drift", "soak_seconds", "max_age_hours"}
+    if odd := [
+        name for name in DeclaredToken.model_fields if name in token.model_fields_set - known
+    ]:
+        yield f"{where}: {', '.join(odd)}: without meaning for kind {token.kind}"
+    yield from _places(where, token, mesh)
+    if not any(_each(mesh, token)):
+        yield f"{where}: no agent there carries a token of kind {token.kind}"
 
 
 def _proof(where: str, token: DeclaredToken) -> Iterator[str]:
@@ -216,4 +287,5 @@ _OF_KIND: dict[TokenKind, Callable[[str, DeclaredToken, Mesh], Iterator[str]]] =
     "service": _service,
     "gossip": _gossip,
     "ca-provider": _ca_provider,
+    **dict.fromkeys(agent_tokens.KINDS, _of_agents),
 }

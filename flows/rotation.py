@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from pydantic import SecretStr
 
 from flows.rotation_way import Outcome, Pace, Way
 from flows.run import Run, Stage
-from tasks import federation, rotation_steps, stopping, token_survey
+from tasks import federation, handing, rotation_steps, stopping, token_survey
 from tasks.planning.rotation import KINDS, Do, plan_rotation
 from tasks.planning.rotation_plan import Options, RotationPlan
 from tasks.rotation_steps import Item
@@ -32,7 +33,8 @@ class AclTokens(Way):
         """What Vault and Consul hold of these roles, and of tokens that no role has."""
         declared = self.declared(options)
         seen = token_survey.look(self.run.connections, declared, self.management)
-        plan = plan_rotation(self.run.mesh, seen.tokens, options)
+        unable = handing.unable(self.run.connections, declared, self.management)
+        plan = plan_rotation(self.run.mesh, replace(seen.tokens, not_to_hand=unable), options)
         known = {token.role: token for token in declared}
         self.items = [
             Item(token, None, token_survey.NOTHING)
@@ -88,12 +90,15 @@ class AclTokens(Way):
         self._replicated()
         self._do("prove", batch)
         self._withdraw_unproven(batch)
+        self._do("hand", batch)
         self._do("promote", batch)
         self._overlap(batch)
         self._do("adopt", batch)
         with self._armed_again_on_failure(batch):
             self._do("disarm", batch)
             self._replicated()
+            self._do("use", batch)
+            self._armed_again(item for item in batch if item.failed_at)
             self._soak(batch)
         self._do("revoke", batch)
         self._do("forget", batch)
@@ -123,7 +128,12 @@ class AclTokens(Way):
             federation.await_index(self.run.connections, dc, self.management, index)
 
     def _withdraw_unproven(self, batch: Sequence[Item]) -> None:
-        unproven = [item for item in batch if item.failed_at in {"create", "prove"}]
+        # What an earlier run may have handed out as the only one stays: it may be in use.
+        unproven = [
+            item
+            for item in batch
+            if item.failed_at in {"create", "prove"} and "hand" not in item.plan.steps
+        ]
         if unproven:
             with self._stage("withdraw", unproven):
                 rotation_steps.carry_out(
@@ -135,7 +145,7 @@ class AclTokens(Way):
                 )
 
     def _overlap(self, batch: Sequence[Item]) -> None:
-        if todo := _with("adopt", batch):
+        if todo := [item for item in _with("adopt", batch) if item.role.overlap_seconds]:
             seconds = max(item.role.overlap_seconds for item in todo)
             with self._stage("overlap", todo) as stage:
                 ends = time.monotonic() + seconds
@@ -159,10 +169,12 @@ class AclTokens(Way):
             yield
         except BaseException:
             # A stop too: nobody would watch the consumers from then on.
-            rotation_steps.rearm(self.run.connections, batch, self.management)
+            self._armed_again(batch)
             raise
-        stumbled = [item for item in batch if item.failed_at]
-        rotation_steps.rearm(self.run.connections, stumbled, self.management)
+        self._armed_again(item for item in batch if item.failed_at)
+
+    def _armed_again(self, items: Iterable[Item]) -> None:
+        rotation_steps.rearm(self.run.connections, list(items), self.management)
 
 
 def _with(what: Do, batch: Sequence[Item]) -> list[Item]:

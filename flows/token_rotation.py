@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from blocks.declared_tokens import meant
 from blocks.errors import BadInput
 from blocks.nearest import unknown
 from flows.ca_rotation import CaProvider
@@ -48,7 +49,7 @@ def token_rotation(
     again: it looks, and carries on from there.
 
     Args:
-        roles: Roles to look after; all that are declared if none is named.
+        roles: Roles, or declarations for agents, to look after; all that are declared if none is named.
         older_than: Tokens older than so many hours are due; each role's own age if not given.
         soak: Seconds that old tokens stand disarmed before they go; each role's own if not given.
         retire: Roles that the topology declares no more, whose tokens are to be revoked.
@@ -57,7 +58,8 @@ def token_rotation(
         error_threshold: Failures after which no further batch is begun.
     """
     _check(run, roles, retire, batch_size, max_in_flight, error_threshold)
-    options = Options(tuple(roles), older_than, tuple(retire))
+    chosen = [role for name in roles for role in meant(run.mesh, name)]
+    options = Options(tuple(dict.fromkeys(chosen)), older_than, tuple(retire))
     with run.stage("survey"):
         if reasons := token_survey.unfit(run.connections):
             run.refuse(reasons)
@@ -103,7 +105,7 @@ def _check(
     max_in_flight: int,
     error_threshold: int,
 ) -> None:
-    known = [token.role for token in run.mesh.roles()]
+    known = [token.role for token in (*run.mesh.tokens, *run.mesh.roles())]
     problems = [f"roles: {unknown('role', name, known)}" for name in roles if name not in known]
     problems += [
         f"retire: {name} is declared: take it out of the topology first"

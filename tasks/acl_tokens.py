@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from blocks.errors import BadAnswer, Forbidden, Invalid, Refused
-from tasks.planning.tokens_seen import ANONYMOUS, Grants, TokenSeen, declared_grants, description
+from tasks.planning.tokens_seen import ANONYMOUS, Grants, TokenSeen, declared_grants, described
 from tasks.token_store import Held
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _seen(entry: dict[str, Any]) -> TokenSeen:
 def declared_body(mesh: Mesh, token: DeclaredToken) -> dict[str, Any]:
     """A role's token as Consul's API takes it, without ids."""
     return {
-        "Description": description(token.role),
+        "Description": described(token),
         "Local": token.local,
         "Policies": [{"Name": name} for name in token.policies],
         "Roles": [{"Name": name} for name in token.roles],

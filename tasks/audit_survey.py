@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
+from blocks import agent_tokens
 from blocks.errors import Refused
 from tasks import acl_tokens, consul_acl, token_survey
 from tasks.planning.rotation import of_acl
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from blocks.http import Answer, Api
     from blocks.mesh import Connections
     from blocks.topology import Mesh
-
-BOOT_TOKENS = "consul/tokens"
 
 
 @step("survey of all tokens of {connections.topology.name}")
@@ -66,13 +65,13 @@ def _catalog(api: Api) -> frozenset[str]:
 
 def _kept(api: Api, mesh: Mesh) -> dict[str, str]:
     """Accessors of the boot's tokens in Vault by name, those of hosts that are no more too."""
-    path = f"/v1/{mesh.vault.kv_mount}/metadata/{BOOT_TOKENS}"
+    path = f"/v1/{mesh.vault.kv_mount}/metadata/{agent_tokens.FOLDER}"
     answer = api.get(path, params={"list": "true"}, answers=(404,))
     if answer.absent:
         return {}
     found: dict[str, str] = {}
     for name in answer.json(dict)["data"]["keys"]:
-        document, _ = read_secret(api, mesh, f"{BOOT_TOKENS}/{name}")
+        document, _ = read_secret(api, mesh, f"{agent_tokens.FOLDER}/{name}")
         if accessor := str((document or {}).get("accessor") or ""):
             found[str(name)] = accessor
     return found

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import SecretStr
 
+from blocks import agent_tokens
 from blocks.errors import Absent, Forbidden, Invalid, MeshError, NotConverged, Refused, Transient
 from blocks.topology import Datacenter, Mesh
 from tasks import consul, hosts, record, vault
@@ -58,7 +59,10 @@ service_prefix "" { policy = "read" intentions = "read" }
 query_prefix "" { policy = "read" }
 """
 
-POLICIES = {"mesh-replication": REPLICATION_RULES, "mesh-catalog-read": CATALOG_RULES}
+POLICIES = {
+    agent_tokens.REPLICATION_POLICY: REPLICATION_RULES,
+    agent_tokens.CATALOG_POLICY: CATALOG_RULES,
+}
 
 
 @step("bootstrap ACLs in {datacenter.name}")
@@ -222,36 +226,20 @@ def _remove_lost(
 
 def roles(mesh: Mesh) -> list[Role]:
     """Every token that day 0 hands to agents, in the primary."""
-    wanted: list[Role] = []
-    for dc in mesh.datacenters:
-        for host in [*dc.consul.servers, *mesh.client_hosts(dc.name)]:
-            identity = [{"NodeName": host, "Datacenter": dc.name}]
-            wanted.append(Role(f"agent-{host}", f"agent of {host}", {"NodeIdentities": identity}))
-        for host in mesh.client_hosts(dc.name):
-            services = sorted({s.name for s in mesh.services if s.host == host})
-            gateways = [g for g in dc.gateways if g.host == host]
-            identities = [{"ServiceName": s} for s in services]
-            identities += [{"ServiceName": "mesh-gateway"}] if gateways else []
-            wanted.append(
-                Role(
-                    f"default-{host}",
-                    f"services of {host}",
-                    {
-                        "ServiceIdentities": identities,
-                        "Policies": [{"Name": "mesh-catalog-read"}],
-                        "NodeIdentities": [{"NodeName": host, "Datacenter": dc.name}],
-                    },
-                )
-            )
-        if dc.name != mesh.primary:
-            wanted.append(
-                Role(
-                    f"replication-{dc.name}",
-                    f"ACL replication of {dc.name}",
-                    {"Policies": [{"Name": "mesh-replication"}]},
-                )
-            )
-    return wanted
+    return [
+        Role(
+            token.name,
+            token.description,
+            {
+                "Policies": [{"Name": name} for name in token.policies],
+                "ServiceIdentities": [{"ServiceName": name} for name in token.services],
+                "NodeIdentities": [
+                    {"NodeName": name, "Datacenter": token.datacenter} for name in token.nodes
+                ],
+            },
+        )
+        for token in agent_tokens.of_the_boot(mesh)
+    ]
 
 
 @step("ACL policies in {datacenter.name}")
@@ -303,15 +291,20 @@ def ensure_token(
     One agent token: its ids chosen here, stored in Vault, then created in Consul.
 
     A repeat finds the stored ids and creates or adopts exactly that token, so
-    there is never a second one of a role.
+    there is never a second one of a role. Where a rotation has replaced it, or
+    is about to, it is that one.
 
     Raises:
         NotConverged: Consul has another secret under the accessor.
     """
     mesh = connections.topology
-    path = f"consul/tokens/{role.name}"
+    path = f"{agent_tokens.FOLDER}/{role.name}"
     with connections.vault().node(vault.await_active(connections), token=vault_token) as store:
         found, version = read_secret(store, mesh, path)
+        if found and not found.get("secret"):
+            # A rotation that was killed chose the first ids of this role, and may have
+            # created and handed them out: they are used as they are, and it is left to end.
+            found = found.get("pending")
         if not found or not found.get("secret"):
             found = {"accessor": str(uuid.uuid4()), "secret": str(uuid.uuid4()), "state": "live"}
             write_secret(store, mesh, path, found, version)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from blocks.declared_tokens import DeclaredToken
+from blocks.declared_tokens import CarriedToken, DeclaredToken
 from blocks.errors import MeshError, NotConverged, Transient
-from tasks import acl_tokens, record, stopping, token_proof, token_store
+from tasks import acl_tokens, handing, record, stopping, token_proof, token_store
 from tasks.planning.rotation import Do, home
 from tasks.planning.rotation_plan import TokenPlan
 from tasks.step import fan_out, step
@@ -111,7 +111,8 @@ def carry_out(
     """
     passes: list[tuple[str, _Act]] = [(what, _STEPS[what])]
     if what in _PROOFS:
-        # After the last of them: each would wait for the same round of replication.
+        # After the last of them: each would wait for the same round of replication, or for its
+        # agent, while the others do too.
         passes.append((f"proof of {what}", _PROOFS[what]))
 
     def some(part: Sequence[Item]) -> None:
@@ -189,6 +190,13 @@ def _prove(clients: Clients, item: Item) -> None:
         token_proof.prove(clients.consul(dc), dc, item.role, held)
 
 
+def _hand(clients: Clients, item: Item) -> None:
+    pending = item.document.slots.pending
+    assert pending
+    if isinstance(item.role, CarriedToken):
+        handing.hand(clients, item.role, pending)
+
+
 def _promote(clients: Clients, item: Item) -> None:
     slots = item.document.slots
     assert slots.pending
@@ -199,6 +207,9 @@ def _promote(clients: Clients, item: Item) -> None:
 def _adopt(clients: Clients, item: Item) -> None:
     # Proven again: since the promotion minutes or, after a kill, days may have passed.
     _prove(clients, item)
+    current = item.document.slots.current
+    if isinstance(item.role, CarriedToken) and current:
+        handing.hand(clients, item.role, current)
     pairs = item.consumers(clients.mesh)
 
     def well() -> bool:
@@ -227,6 +238,19 @@ def _disarm(clients: Clients, item: Item) -> int:
     else:  # it is gone, or an answer was lost and it was done
         index = int((acl_tokens.lookup(api, item.plan.old) or {}).get("ModifyIndex") or 0)
     return index if dc == clients.mesh.primary else 0
+
+
+def _use(clients: Clients, item: Item) -> None:
+    current = item.document.slots.current
+    if isinstance(item.role, CarriedToken) and current:
+        handing.hand_anew(clients, item.role, current)
+
+
+def _used(clients: Clients, item: Item) -> None:
+    """Agents work with the token that they were handed."""
+    held = item.document.slots.pending or item.document.slots.current
+    if isinstance(item.role, CarriedToken) and held:
+        handing.prove_used(clients, item.role, held)
 
 
 def _rearm(clients: Clients, item: Item) -> int:
@@ -280,13 +304,20 @@ _STEPS: dict[str, _Act] = {
     "store": _store,
     "create": _create,
     "prove": _prove,
+    "hand": _hand,
     "promote": _promote,
     "adopt": _adopt,
     "disarm": _disarm,
+    "use": _use,
     "revoke": _revoke,
     "forget": _forget,
 }
-_PROOFS: dict[str, _Act] = {"revoke": _refused_everywhere}
+_PROOFS: dict[str, _Act] = {
+    "hand": _used,
+    "adopt": _used,
+    "use": _used,
+    "revoke": _refused_everywhere,
+}
 
 
 def rearm(

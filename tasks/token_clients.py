@@ -27,7 +27,7 @@ class Clients:
 
     def __init__(self, connections: Connections, management: SecretStr) -> None:
         self.connections, self.mesh = connections, connections.topology
-        self._management = management
+        self.management = management
         self.opened = time.monotonic()
         self._made: dict[str, Api] = {}
         self._closing = ExitStack()
@@ -66,7 +66,16 @@ class Clients:
                 raise NoLeader("no server answers", where=datacenter)
             best = min(up, key=lambda s: s.state != "leading")
             client = self.connections.consul(datacenter).client(
-                consul.url(self.connections, best.host), token=self._management, dc=""
+                consul.url(self.connections, best.host), token=self.management, dc=""
+            )
+            self._made[key] = self._closing.enter_context(client)
+        return self._made[key]
+
+    def agent(self, host: str) -> Api:
+        """The agent on a host, with the management token."""
+        if (key := f"agent {host}") not in self._made:
+            client = self.connections.consul(self.mesh.datacenter_of(host).name).client(
+                consul.url(self.connections, host), token=self.management, dc="", deadline=5.0
             )
             self._made[key] = self._closing.enter_context(client)
         return self._made[key]

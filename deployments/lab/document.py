@@ -147,12 +147,21 @@ def _service(host: LabHost, service: LabService) -> dict[str, Any]:
 
 def _tokens() -> list[dict[str, Any]]:
     """
-    Tokens of the lab, out of what its day 0 has: identities, one policy, and Consul's own at Vault.
+    Tokens of the lab, out of what its day 0 has: identities, one policy, those of its agents, Consul's
+    own at Vault, and the gossip key.
 
     Overlap and soak are as short as the lab's consumers are quick.
     """
     quick = {"kind": "service", "overlap_seconds": 1.5, "soak_seconds": 2.0}
     return [
+        *(
+            {"role": role, "kind": kind, "soak_seconds": 2.0}
+            for role, kind in (
+                ("agents", "agent"),
+                ("agent-defaults", "default"),
+                ("replication", "replication"),
+            )
+        ),
         {
             "role": "web-portal",
             **quick,

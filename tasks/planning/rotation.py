@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Literal
 
-from blocks.declared_tokens import DeclaredToken, ForeignToken, TokenKind
+from blocks import agent_tokens
+from blocks.declared_tokens import CarriedToken, DeclaredToken, ForeignToken, TokenKind
 from blocks.topology import Mesh
 from tasks.planning.plan import Refusal
 from tasks.planning.rotation_plan import Options, RotationPlan, TokenPlan
@@ -24,7 +25,7 @@ from tasks.planning.tokens_seen import (
     TokensSeen,
     age_text,
     declared_grants,
-    description,
+    described,
     differences,
 )
 
@@ -34,19 +35,25 @@ Do = Literal[
     "store",  # ids chosen, in Vault, pending
     "create",  # in Consul with these ids, as declared
     "prove",  # what it must and must not, in every datacenter
+    "hand",  # agents that have no token which works are given this one before anything else
     "promote",  # consumers read it from Vault from now on
-    "adopt",  # both work; consumers are well
+    "adopt",  # both work; agents are handed the new one; consumers are well
     "disarm",  # the old one grants nothing
+    "use",  # agents work with the new one nevertheless
     "soak",  # watched meanwhile, armed again at once
     "revoke",  # gone, 403 everywhere
     "forget",  # gone from Vault too
 ]
 # Kinds that are ACL tokens of a role's own.
-KINDS: tuple[TokenKind, ...] = ("service",)
+KINDS: tuple[TokenKind, ...] = ("service", *agent_tokens.KINDS)
 # The order that holds for every role: each way is a part of it.
 ORDER: tuple[Do, ...] = Do.__args__  # type: ignore[attr-defined]
 NEW: tuple[Do, ...] = ("store", "create", "prove", "promote")
 RETIRE: tuple[Do, ...] = ("adopt", "disarm", "soak", "revoke", "forget")
+# Of tokens that agents carry: handed out and proven anew by each run, since an agent tells
+# nobody which it has.
+RETIRE_CARRIED: tuple[Do, ...] = ("adopt", "disarm", "use", "soak", "revoke", "forget")
+_HANDS = {"hand", "adopt", "use"}
 
 
 def of_acl(mesh: Mesh) -> list[DeclaredToken]:
@@ -68,6 +75,9 @@ def plan_rotation(mesh: Mesh, seen: TokensSeen, options: Options) -> RotationPla
             blocked += reasons
             continue
         plan = _plan(mesh, seen, token, options)
+        if (reason := seen.not_to_hand.get(token.role)) and _HANDS & set(plan.steps):
+            blocked.append(reason)
+            continue
         plans.append(plan)
         if drift := _drift(mesh, seen, token):
             after = "is put back" if "put back" in plan.steps else "is left so, as declared"
@@ -133,9 +143,7 @@ def home(mesh: Mesh, token: DeclaredToken) -> str:
 
 
 def _as_declared(mesh: Mesh, token: DeclaredToken, found: TokenSeen) -> bool:
-    return found.grants == declared_grants(mesh, token) and found.description == description(
-        token.role
-    )
+    return found.grants == declared_grants(mesh, token) and found.description == described(token)
 
 
 def _plan(mesh: Mesh, seen: TokensSeen, token: DeclaredToken, options: Options) -> TokenPlan:
@@ -148,26 +156,38 @@ def _plan(mesh: Mesh, seen: TokensSeen, token: DeclaredToken, options: Options) 
     if current and token.drift == "put back" and not _as_declared(mesh, token, current[1]):
         mend = ("put back",)
 
+    carried = isinstance(token, CarriedToken)
+
     def way(reason: str, new: tuple[Do, ...]) -> TokenPlan:
         """A new token; afterwards the one it replaces goes, or the one before that still stands."""
         if current:
             old = (slots.current, current[0])
-            return TokenPlan(token.role, (*mend, *new, *RETIRE), reason, age, True, *_names(old))
-        steps = (*new, *_retire(slots, before))
-        return TokenPlan(
-            token.role, steps, reason, age, False, *_names((slots.previous, before and before[0]))
-        )
+            steps = (*mend, *new, *(RETIRE_CARRIED if carried else RETIRE))
+            return TokenPlan(token.role, steps, reason, age, True, *_names(old), handed=carried)
+        last = _names((slots.previous, before[0] if before else None))
+        if not carried:
+            steps = (*new, *_retire(token, slots, before))
+            return TokenPlan(token.role, steps, reason, age, False, *last)
+        if slots.current is None and slots.previous is None:
+            # Promoted last: as long as it is pending it is known to have to be handed out.
+            steps = (*(do for do in new if do != "promote"), "hand", "promote")
+            return TokenPlan(token.role, steps, reason, age, False, handed=True)
+        # One that is gone is kept as the previous one for the same reason.
+        gone = slots.previous is None
+        left: tuple[Do, ...] = ("adopt", "forget") if gone else _retire(token, slots, before)
+        return TokenPlan(token.role, (*new, *left), reason, age, gone, *last, handed=True)
 
     if slots.previous and current:
         # What an earlier run began is ended first, and nothing else done with the role.
         spare: tuple[Do, ...] = ("withdraw",) if slots.pending else ()
         return TokenPlan(
             token.role,
-            (*mend, *spare, *_retire(slots, before)),
+            (*mend, *spare, *_retire(token, slots, before)),
             "an earlier run replaced it and did not end",
             age,
             False,
             *_names((slots.previous, before and before[0])),
+            handed=carried,
         )
     if slots.pending:
         there = seen.find(slots.pending, mesh.primary)
@@ -192,12 +212,17 @@ def _names(old: tuple[str | None, str | None]) -> tuple[str, str]:
     return old[0] or "", old[1] or ""
 
 
-def _retire(slots: Slots[str], before: tuple[str, TokenSeen] | None) -> tuple[Do, ...]:
+def _retire(
+    token: DeclaredToken, slots: Slots[str], before: tuple[str, TokenSeen] | None
+) -> tuple[Do, ...]:
     """What is left to do with the previous token."""
+    carried = isinstance(token, CarriedToken)
     if slots.previous is None:
         return ()
-    if before is None:
-        return ("forget",)  # gone already
+    if before is None:  # gone already
+        return ("adopt", "forget") if carried else ("forget",)
+    if carried:
+        return RETIRE_CARRIED
     return RETIRE if before[1].grants else RETIRE[2:]
 
 
@@ -207,7 +232,7 @@ def _drift(mesh: Mesh, seen: TokensSeen, token: DeclaredToken) -> str:
     if found is None:
         return ""
     parts = differences(found[1].grants, declared_grants(mesh, token))
-    if found[1].description != description(token.role):
+    if found[1].description != described(token):
         parts.append("another description")
     return f"its token {found[1].accessor} has {'; '.join(parts)}" if parts else ""
 

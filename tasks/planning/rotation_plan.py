@@ -22,6 +22,7 @@ class Action(NamedTuple):
     name: str
     steps: frozenset[str]
     later: str = ""  # said where the role's reason was said already
+    handed: str = ""  # the same of tokens that agents are handed
 
 
 # Of ACL tokens.
@@ -30,13 +31,15 @@ ACTIONS = (
     Action("issue", frozenset({"withdraw", "store", "create"})),
     Action(
         "adopt",
-        frozenset({"prove", "promote", "adopt"}),
+        frozenset({"prove", "hand", "promote", "adopt"}),
         "proven, then read by its consumers while both work",
+        "proven, then handed to its agents while both work",
     ),
     Action(
         "disarm",
-        frozenset({"disarm"}),
+        frozenset({"disarm", "use"}),
         "the one before grants nothing from then on, until it is revoked",
+        "the one before grants nothing, and the agents must work with the new one",
     ),
     Action("revoke", frozenset({"soak", "revoke", "forget"}), "after the soak, with proof of 403"),
 )
@@ -63,6 +66,7 @@ class TokenPlan:
     old: str = ""  # accessor of the one to disarm and revoke
     old_at: str = ""  # datacenter in which that can be changed
     orphan: bool = False
+    handed: bool = False  # agents carry it
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ class RotationPlan:
             whys: dict[str, list[TokenPlan]] = {}
             for token in does:
                 first = (token.role, token.old) not in told
-                whys.setdefault(token.reason if first else action.later, []).append(token)
+                later = (token.handed and action.handed) or action.later
+                whys.setdefault(token.reason if first else later, []).append(token)
                 told.add((token.role, token.old))
             for why, alike in whys.items():
                 waits = str(number - 1) if number > 1 else "-"

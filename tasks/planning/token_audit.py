@@ -23,7 +23,7 @@ from tasks.planning.tokens_seen import (
     TokensSeen,
     age_text,
     declared_grants,
-    description,
+    described,
     differences,
 )
 from tasks.planning.verdict import Finding, Verdict
@@ -290,7 +290,7 @@ def _role(mesh: Mesh, seen: AuditSeen, token: DeclaredToken) -> Iterator[Finding
             f"{ROTATE}; if that runs daily, see in its report why it left this one",
         )
     parts = differences(live.grants, declared_grants(mesh, token))
-    if live.description != description(token.role):
+    if live.description != described(token):
         parts.append("another description")
     if (live.local, live.local and where) != (token.local, token.local and token.datacenters[0]):
         parts.append(f"local to {where}" if live.local else "not local")
@@ -309,7 +309,10 @@ def _of_the_boot(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
     wanted = {token.name: token for token in seen.boot}
     if new := [name for name in wanted if name not in seen.kept]:
         yield Finding("warn", "tokens of the boot", f"none yet: {compress(new)}", "run cold-boot")
+    declared = {token.role for token in of_acl(mesh)}  # of those is told with the roles
     for name, accessor in seen.kept.items():
+        if name in declared:
+            continue
         found = seen.tokens.find(accessor, mesh.primary)
         path = f"{mesh.vault.kv_mount}/consul/tokens/{name}"
         if found is None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
-from blocks.declared_tokens import DeclaredToken
+from blocks.declared_tokens import CarriedToken, DeclaredToken
 from blocks.topology import Mesh
+from tasks.planning.plan import Refusal
 
 T = TypeVar("T")
 
@@ -24,6 +25,11 @@ _OURS = re.compile(r"^token of ([a-z0-9-]+), rotated by mesh-runbooks$")
 def description(role: str) -> str:
     """The description by which a role's tokens are known in Consul."""
     return f"token of {role}, rotated by mesh-runbooks"
+
+
+def described(token: DeclaredToken) -> str:
+    """What a role's token says of itself; one that agents carry as the boot has it."""
+    return token.description if isinstance(token, CarriedToken) else description(token.role)
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,7 @@ class TokensSeen:
     roles: frozenset[str] = frozenset()
     own: str = ""  # accessor of what the run itself holds
     of_the_boot: frozenset[str] = frozenset()  # descriptions of the agents' tokens
+    not_to_hand: Mapping[str, Refusal] = field(default_factory=dict)  # by role: its agents, now
 
     def find(self, accessor: str | None, primary: str) -> tuple[str, TokenSeen] | None:
         """A token by its accessor, with the datacenter in which it can be changed."""

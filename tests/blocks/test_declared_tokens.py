@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from blocks.declared_tokens import Permission, permission
+from blocks.declared_tokens import Permission, meant, permission
 from blocks.errors import BadInput
 from blocks.topology import Mesh, parse
+from tasks import acl_tokens, consul_acl
+from tasks.planning.tokens_seen import declared_grants, described
 from tests.planning.meshes import document
 
 TOKEN: dict[str, Any] = {
@@ -35,9 +37,11 @@ def test_a_token_needs_no_more_than_what_cannot_be_guessed():
     ("change", "line"),
     [
         (
-            {"kind": "agent"},
-            "tokens[payments].kind: agent is not rotated yet; known are service, gossip, "
-            "ca-provider",
+            {"kind": "dynamic"},
+            (
+                "tokens[payments].kind: dynamic is not rotated yet; known are service, gossip, "
+                "ca-provider, agent, default, replication, config_file_service_registration"
+            ),
         ),
         (
             {"kind": "robot"},
@@ -153,3 +157,76 @@ def test_a_foreign_token_is_known_by_one_thing(foreign: dict[str, str]):
 )
 def test_a_permission_is_a_resource_a_verb_and_a_name(line: str, meant: Permission | None):
     assert permission(line) == meant
+
+
+def of_agents(**more: Any) -> dict[str, Any]:
+    return {"role": "agents", "kind": "agent"} | more
+
+
+def test_a_declaration_for_agents_stands_for_a_role_each_with_the_names_of_the_boot():
+    declared = mesh(of_agents(), of_agents(role="defaults", kind="default", soak_seconds=5)).roles()
+
+    assert [r.role for r in declared] == [
+        *(f"agent-us-consul-{n}" for n in (1, 2, 3)),
+        "agent-us-gateway-1",
+        "agent-us-app-1",
+        *(f"agent-eu-consul-{n}" for n in (1, 2, 3)),
+        "agent-eu-gateway-1",
+        "agent-eu-app-1",
+        "default-us-gateway-1",
+        "default-us-app-1",
+        "default-eu-gateway-1",
+        "default-eu-app-1",
+    ]
+    agent, portal = declared[4], declared[-3]
+    assert (agent.path, agent.node_identities) == ("consul/tokens/agent-us-app-1", ["us-app-1"])
+    assert agent.may_not == ["acl read", "operator read"]
+    assert (portal.policies, portal.soak_seconds) == (["mesh-catalog-read"], 5)
+    assert portal.service_identities == ["payment-processor", "reporting-agent", "web-portal"]
+    assert set(portal.consumers) == set(portal.service_identities)
+
+
+def test_each_token_of_an_agent_grants_what_the_boots_grants():
+    """Else a rotation would put each of them back as soon as the boot has made it."""
+    found = mesh(*(of_agents(role=kind, kind=kind) for kind in ("agent", "default", "replication")))
+    boot = {role.name: role for role in consul_acl.roles(found)}
+
+    assert set(boot) == {role.role for role in found.roles()}
+    for role in found.roles():
+        assert declared_grants(found, role) == acl_tokens.grants(boot[role.role].body)
+        assert described(role) == boot[role.role].description
+
+
+def test_a_name_means_one_role_or_all_of_its_declaration():
+    found = mesh(TOKEN, of_agents(datacenters=["eu-west-1"]))
+
+    assert meant(found, "payments") == ["payments"]
+    assert meant(found, "agent-eu-app-1") == ["agent-eu-app-1"]
+    assert len(meant(found, "agents")) == 5
+    assert meant(found, "agent-us-app-1") == []
+
+
+@pytest.mark.parametrize(
+    ("tokens", "line"),
+    [
+        (
+            [of_agents(path="services/x", may=["acl read"])],
+            "tokens[agents]: path, may: without meaning for kind agent",
+        ),
+        ([of_agents(datacenters=["mars"])], "tokens[agents].datacenters: mars is none of the"),
+        (
+            [of_agents(kind="replication", datacenters=["us-east-1"])],
+            "tokens[agents]: no agent there carries a token of kind replication",
+        ),
+        (
+            [of_agents(), of_agents(role="again", datacenters=["eu-west-1"])],
+            "tokens.role: agent-eu-consul-1 is there 2 times",
+        ),
+        ([of_agents(), TOKEN | {"role": "agent-us-app-1"}], "tokens.role: agent-us-app-1 is there"),
+    ],
+)
+def test_what_cannot_be_said_of_agents_tokens_is_named(tokens: list[dict[str, Any]], line: str):
+    with pytest.raises(BadInput) as refused:
+        mesh(*tokens)
+
+    assert refused.value.problems[0].startswith(line)

@@ -50,6 +50,7 @@ def _models() -> dict[str, type[BaseModel]]:
         and issubclass(model, BaseModel)
         and model.__module__ == module.__name__
         and not name.startswith("_")
+        and name != "CarriedToken"  # made of a declaration, and in no document
     }
 
 

@@ -69,7 +69,7 @@ def test_no_secret_is_found_anywhere(fresh_lab: Lab, prefect: PrefectServer) -> 
     secrets = _secrets(lab)
     assert len(secrets) > 15, sorted(secrets)
 
-    # Tokens that services read, and the gossip key: what was replaced must not be found either.
+    # All that rotates: what was replaced must not be found either.
     for generation in ("first", "second"):
         rotated = run("token-rotation", older_than=0)
         assert rotated.status == 0, f"{rotated}\n{rotated.err[-3000:]}"

@@ -30,14 +30,13 @@ def test_every_token_is_replaced_and_no_consumer_notices(tokens: Tokens):
     """R1, R2, R8, R12: consumers at 20 Hz in both datacenters; the old one is 403 in both."""
     mesh = tokens.declare(role(), keep=True)
     names = ["web-portal", "reporting-agent", "payments-eu", "payments"]
-    chosen = ",".join(names)
     changes.ends(tokens.rotate(mesh), 0, "verified")
     tokens.one_live(*names)
     before = {name: tokens.document(name) for name in names}
 
     consumers = [Consumer(tokens.lab, dc) for dc in DATACENTERS]
     with consuming(*consumers):
-        ran = tokens.rotate(mesh, roles=chosen, older_than=0)
+        ran = tokens.rotate(mesh, roles=names, older_than=0)
 
     changes.ends(ran, 0, "verified")
     for consumer in consumers:
@@ -66,8 +65,8 @@ def test_every_token_is_replaced_and_no_consumer_notices(tokens: Tokens):
 
 
 def test_a_plan_changes_nothing(tokens: Tokens):
-    roles = "web-portal,reporting-agent,payments-eu"
-    ran = tokens.lab.run("token-rotation", {"roles": roles, "older_than": 0}, plan=True)
+    options = {"roles": "web-portal,reporting-agent,payments-eu", "older_than": 0}
+    ran = tokens.lab.run("token-rotation", options, plan=True)
 
     changes.ends(ran, 0, "planned")
     assert [row["action"] for row in ran.report["plan"]] == ["issue", "adopt"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import count
@@ -17,6 +17,7 @@ from tasks.planning.tokens_seen import (
     TokenSeen,
     TokensSeen,
     declared_grants,
+    described,
     description,
 )
 from tests.planning.meshes import NOW, document
@@ -51,13 +52,23 @@ class World:
     policies: frozenset[str] = frozenset({"payments"})
     now: datetime = NOW
     numbers: Any = field(default_factory=lambda: count(1))
+    carried: dict[str, str | None] = field(default_factory=dict)  # what agents have, by role
 
     def __post_init__(self) -> None:
         self.consul = {dc.name: {} for dc in self.mesh.datacenters} | self.consul
 
     def copy(self) -> World:
         """Another world just like it; the topology is shared."""
-        return deepcopy(self, {id(self.mesh): self.mesh})
+        return replace(
+            self,
+            vault=dict(self.vault),
+            consul=self._tokens(),
+            numbers=copy(self.numbers),
+            carried=dict(self.carried),
+        )
+
+    def _tokens(self) -> dict[str, dict[str, TokenSeen]]:
+        return {name: dict(tokens) for name, tokens in self.consul.items()}
 
     def put(
         self,
@@ -70,12 +81,14 @@ class World:
         local: str = "",
     ) -> str:
         """A token in Consul, as declared unless said otherwise; its accessor."""
-        known = {t.role for t in self.mesh.tokens}
+        known = {t.role: t for t in self.mesh.roles()}
         if grants is None and role in known:
-            grants = declared_grants(self.mesh, self.mesh.token(role))
+            grants = declared_grants(self.mesh, known[role])
+        if text is None:
+            text = described(known[role]) if role in known else description(role)
         token = TokenSeen(
             accessor,
-            description(role) if text is None else text,
+            text,
             Grants(frozenset({"payments"})) if grants is None else grants,
             self.now - age,
             bool(local),
@@ -99,7 +112,7 @@ class World:
     def seen(self) -> TokensSeen:
         """What a survey shows."""
         return TokensSeen(
-            self.now, dict(self.vault), {}, deepcopy(self.consul), self.policies, own="management"
+            self.now, dict(self.vault), {}, self._tokens(), self.policies, own="management"
         )
 
     def do(self, step: Do, plan: TokenPlan, *, parts: int = 9) -> int:
@@ -116,8 +129,12 @@ class World:
             return lambda: self.vault.update({role: new})
 
         def arm(accessor: str) -> None:
-            grants = declared_grants(self.mesh, self.mesh.token(role))
-            self.change(accessor, grants=grants, description=description(role))
+            token = self.mesh.token(role)
+            grants = declared_grants(self.mesh, token)
+            self.change(accessor, grants=grants, description=described(token))
+
+        def carry(accessor: str | None) -> Any:
+            return lambda: self.carried.update({role: accessor})
 
         match step:
             case "put back":
@@ -140,6 +157,13 @@ class World:
                 assert found, "promoted what Consul does not know"
                 assert found.grants == declared_grants(self.mesh, self.mesh.token(role))
                 return [keep(slots.promoted(replaces=plan.replaces))]
+            case "hand":
+                return [carry(slots.pending)]
+            case "adopt" if plan.handed:
+                return [carry(slots.current)]
+            case "use":
+                # A client agent falls back to its default token between the two.
+                return [carry(None), carry(slots.current)]
             case "disarm":
                 self._is_spare(plan)
                 return [lambda: self.change(plan.old, grants=Grants())]
@@ -157,3 +181,4 @@ class World:
         read = {slots.current for slots in self.vault.values()}
         assert plan.old, "nothing to disarm or revoke is named"
         assert plan.old not in read, "what consumers read is taken away"
+        assert plan.old not in self.carried.values(), "what an agent carries is taken away"
