@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
-from blocks.errors import BadInput
+from blocks.errors import BadInput, MeshError
 from blocks.nearest import unknown
+from flows.mesh_lock import MeshLock
 from flows.report import PlanRow
 from flows.rotation import AclTokens
 from flows.rotation_way import Outcome, Pace, Way
@@ -60,6 +62,8 @@ def token_rotation(
         if reasons := token_survey.unfit(run.connections):
             run.refuse(reasons)
         management = token_survey.management(run.connections)
+        lock = MeshLock(run, management)
+        lock.look()
         pace = Pace(batch_size, max_in_flight, error_threshold, soak)
         ways = [way for kind in WAYS if _concerns(way := kind(run, management, pace), options)]
         plans = [way.survey(options) for way in ways]
@@ -74,18 +78,31 @@ def token_rotation(
         notices=[*notices, *(f"left as it is: {reason}" for reason in blocked)],
     )
     run.stands = lambda: _stands(ways)
+    todo = any(plan.todo for plan in plans)
+    with lock.held() if todo else nullcontext():
+        outcomes = _carry_out(ways, error_threshold) if todo else []
+        with run.stage("verify"):
+            _tell_failed(run, outcomes, blocked)
+            if outcomes:
+                again = replace(options, older_than_hours=NEVER_DUE)
+                try:
+                    plans = [way.survey(again) for way in ways]
+                except MeshError as error:
+                    # What made a role fail may stand in the way of a look too; it is told first.
+                    if not any(outcome.failed_at for outcome in outcomes):
+                        raise
+                    run.recorder.check("one live token a role, none orphaned", False, str(error))
+                    return
+            _verify(run, outcomes, plans)
+
+
+def _carry_out(ways: Sequence[Way], error_threshold: int) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    after = plans
-    if any(plan.todo for plan in plans):
-        for way in ways:
-            if len([o for o in outcomes if o.failed_at]) < error_threshold:
-                way.carry_out()
-            outcomes += way.outcomes()
-    with run.stage("verify"):
-        if outcomes:
-            again = replace(options, older_than_hours=NEVER_DUE)
-            after = [way.survey(again) for way in ways]
-        _verify(run, outcomes, blocked, after)
+    for way in ways:
+        if len([o for o in outcomes if o.failed_at]) < error_threshold:
+            way.carry_out()
+        outcomes += way.outcomes()
+    return outcomes
 
 
 def _concerns(way: Way, options: Options) -> bool:
@@ -119,19 +136,19 @@ def _check(
         raise BadInput(problems)
 
 
-def _verify(
-    run: Run,
-    outcomes: Sequence[Outcome],
-    blocked: Sequence[Refusal],
-    after: Sequence[RotationPlan],
-) -> None:
-    """What failed, role by role, and that every other role has one live token and no more."""
+def _tell_failed(run: Run, outcomes: Sequence[Outcome], blocked: Sequence[Refusal]) -> None:
+    """What failed, role by role."""
     for reason in blocked:
         run.recorder.check(f"{reason.where} can be rotated", False, f"{reason.error}; {reason.do}")
+    for one in outcomes:
+        if one.failed_at:
+            run.recorder.check(f"{one.name} through {one.failed_at}", False, one.error)
+
+
+def _verify(run: Run, outcomes: Sequence[Outcome], after: Sequence[RotationPlan]) -> None:
+    """That every role that did not fail has one live token and no more."""
     failed = [o for o in outcomes if o.failed_at]
     left_out = [o for o in outcomes if not o.begun]
-    for one in failed:
-        run.recorder.check(f"{one.name} through {one.failed_at}", False, one.error)
     apart = {one.role for one in (*failed, *left_out)}
     left = [token for plan in after for token in plan.todo if token.role not in apart]
     kept = [token for plan in after for token in plan.tokens if not token.steps]
