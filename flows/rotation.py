@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,7 +9,7 @@ from pydantic import SecretStr
 
 from flows.rotation_way import Outcome, Pace, Way
 from flows.run import Run, Stage
-from tasks import federation, rotation_steps, stopping, token_survey
+from tasks import federation, rotation_steps, token_survey
 from tasks.planning.rotation import KINDS, Do, plan_rotation
 from tasks.planning.rotation_plan import Options, RotationPlan
 from tasks.rotation_steps import Item
@@ -120,7 +119,13 @@ class AclTokens(Way):
         """Every datacenter has what was changed in the primary."""
         index, self._index = self._index, 0
         for dc in self.run.mesh.secondaries if index else []:
-            federation.await_index(self.run.connections, dc, self.management, index)
+            federation.await_index(
+                self.run.connections,
+                dc,
+                self.management,
+                index,
+                deadline=rotation_steps.REPLICATED_DEADLINE,
+            )
 
     def _withdraw_unproven(self, batch: Sequence[Item]) -> None:
         unproven = [item for item in batch if item.failed_at in {"create", "prove"}]
@@ -138,10 +143,7 @@ class AclTokens(Way):
         if todo := _with("adopt", batch):
             seconds = max(item.role.overlap_seconds for item in todo)
             with self._stage("overlap", todo) as stage:
-                ends = time.monotonic() + seconds
-                while (left := ends - time.monotonic()) > 0:
-                    stage.say(f"old and new both work, {left:.0f} s left")
-                    stopping.pause(min(1.0, left))
+                rotation_steps.overlap(self.run.connections, seconds, tell=stage.say)
 
     def _soak(self, batch: Sequence[Item]) -> None:
         if todo := _with("soak", batch):

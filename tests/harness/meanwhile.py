@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # a lab imports blocks, and those Prefect, if nothing was sai
     from tests.harness.lab import Lab, Ran
 
 HASTY_SECONDS = 6.0
+HASTY_TTL = 10  # of a session: the least that Consul takes
 
 
 class Halts:
@@ -104,12 +105,15 @@ def start(
     """
     Begin `mesh WORDS` with halts at these calls.
 
-    `fault` is `KIND:FOLDER` as of `inject`: after the first halt each call goes
-    wrong once in all runs with that folder.
+    `fault` is `KIND:FOLDER` as of `inject`: from the first halt until the second
+    is reached, which then holds nothing up, each call goes wrong once in all runs
+    with that folder.
     """
     folder.mkdir(parents=True)
     (folder / "halts.json").write_text(json.dumps(halts))
     (folder / "fault").write_text(fault)
+    if fault:
+        (folder / "1.on").touch()
     if hasty:
         (folder / "hasty").touch()
     process = lab.start(*words, module=f"tests.harness.meanwhile {folder} --", **environ)
@@ -117,19 +121,21 @@ def start(
 
 
 class Later(inject.Injector):
-    """Lets calls go wrong from when a file is there."""
+    """Lets calls go wrong from when one file is there until another is."""
 
-    def __init__(self, kind: inject.Kind, folder: Path, since: Path) -> None:
+    def __init__(self, kind: inject.Kind, folder: Path, since: Path, until: Path) -> None:
         super().__init__(kind, folder)
-        self._since = since
+        self._since, self._until = since, until
 
     def _take(self, call: calls.Call, *, locked: bool = False) -> bool:
-        return self._since.exists() and super()._take(call, locked=locked)
+        now = self._since.exists() and not self._until.exists()
+        return now and super()._take(call, locked=locked)
 
 
 def _make_hasty() -> None:
-    from tasks import rotation_steps, token_proof
+    from tasks import mesh_lock, rotation_steps, token_proof
 
+    mesh_lock.TTL_SECONDS = HASTY_TTL
     rotation_steps.REFUSED_DEADLINE = HASTY_SECONDS
     rotation_steps.REPLICATED_DEADLINE = HASTY_SECONDS
     rotation_steps.WELL_DEADLINE = HASTY_SECONDS
@@ -143,13 +149,14 @@ def main(words: list[str]) -> int:
     engine.do_without_prefect()  # before any block is imported, as `mesh run` does
     if (Path(folder) / "hasty").exists():
         _make_hasty()
-    calls.observe(Halts(Path(folder)))
     if fault := (Path(folder) / "fault").read_text():
         kind, _, kept = fault.partition(":")
-        injector = Later(kind, Path(kept), Path(folder) / "0.on")  # type: ignore[arg-type]
+        span = Path(folder) / "0.on", Path(folder) / "1.there"
+        injector = Later(kind, Path(kept), *span)  # type: ignore[arg-type]
         if kind in inject.STATUSES:
             inject._answer_statuses(injector)
-        calls.observe(injector)
+        calls.observe(injector)  # first: a lost answer is none for the halts
+    calls.observe(Halts(Path(folder)))
     from deployments.cli import main as mesh
 
     return mesh(arguments)
