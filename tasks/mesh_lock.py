@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from blocks.mesh import Connections
 
 KEY = "/v1/kv/mesh-runbooks/lock"
-# Consul ends a session after one to two times its TTL (10 s is the least that it takes).
-TTL_SECONDS = 15
-RENEW_SECONDS = 3.0
-LOST_SECONDS = 10.0  # without a renewal: one's own end comes before the session's
+# Consul ends a session after one to two times its TTL, and begins to count anew with each leader.
+TTL_SECONDS = 30
+RENEW_SECONDS = 5.0
+LOST_SECONDS = 20.0  # without a renewal: longer than an election, and less than the TTL
 FREE_SECONDS = 2 * TTL_SECONDS
 _LOOKS = 5
 
