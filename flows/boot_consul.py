@@ -125,7 +125,7 @@ class ConsulSteps(Steps):
 
     def _await_replicated(self, dc: Datacenter) -> None:
         token = self.management()
-        acl_replication.ensure_as_made(self.connections, self.primary, dc, token)
+        acl_replication.ensure_as_made(self.connections, self.primary, dc, token, self.vault_token)
         federation.await_reach(self.connections, dc, self.primary, token)
         federation.await_replication(self.connections, self.primary, dc, token)
 

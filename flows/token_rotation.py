@@ -66,7 +66,11 @@ def token_rotation(
         lock.look()
         pace = Pace(batch_size, max_in_flight, error_threshold, soak)
         ways = [way for kind in WAYS if _concerns(way := kind(run, management, pace), options)]
-        plans = [way.survey(options) for way in ways]
+        try:
+            plans = [way.survey(options) for way in ways]
+        except token_survey.Behind as error:  # a deletion shows in no index
+            stale = f"ACL replication is stale: {error.message}"
+            run.refuse(Refusal(stale, error.remedy, error.where))
     if refusals := [reason for plan in plans for reason in plan.refusals]:
         run.refuse(refusals)
     blocked = [reason for plan in plans for reason in plan.blocked]
