@@ -81,13 +81,14 @@ def token_rotation(
         [PlanRow(**row) for row in table(plans)],
         notices=[*notices, *(f"left as it is: {reason}" for reason in blocked)],
     )
-    run.stands = lambda: _stands(ways)
+    run.stands = lambda: _stands([o for way in ways for o in way.outcomes()])
     todo = any(plan.todo for plan in plans)
     with lock.held() if todo else nullcontext():
         outcomes = _carry_out(ways, error_threshold) if todo else []
         with run.stage("verify"):
             _tell_failed(run, outcomes, blocked)
             if outcomes:
+                run.stands = _stands(outcomes)  # the next look begins anew
                 again = replace(options, older_than_hours=NEVER_DUE)
                 try:
                     plans = [way.survey(again) for way in ways]
@@ -170,8 +171,7 @@ def _verify(run: Run, outcomes: Sequence[Outcome], after: Sequence[RotationPlan]
     }
 
 
-def _stands(ways: Sequence[Way]) -> str:
-    outcomes = [outcome for way in ways for outcome in way.outcomes()]
+def _stands(outcomes: Sequence[Outcome]) -> str:
     failed = sum(bool(outcome.failed_at) for outcome in outcomes)
     return (
         "every token that consumers read from Vault is as good as before; "

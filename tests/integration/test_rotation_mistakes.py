@@ -52,6 +52,7 @@ def test_a_path_that_may_not_be_written_leaves_its_role_as_it_is(tokens: Tokens)
     assert line.startswith("payments through store: vault: ")
     assert "mesh/data/services/payments may not be written" in line
     assert "create and update" in line.partition("; do: ")[2]
+    assert "1 of 2 roles failed" in ran.problem["stands"]
     assert tokens.document() == before
     assert [tokens.reads(dc, before["secret"]) for dc in DATACENTERS] == [True, True]
     assert tokens.document("good")["accessor"] != good["accessor"]
