@@ -7,6 +7,7 @@ tokens that consumers hold work; once it is back, a run finishes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,8 +53,13 @@ def rotating(
 
 
 def finished(tokens: Tokens, mesh: Path, before: dict[str, Any]) -> None:
-    """One more run ends what was begun; the token of before is gone everywhere."""
-    changes.ends(tokens.rotate(mesh, older_than=0), 0, "verified")
+    """One more run, let in, ends what was begun; the token of before is gone everywhere."""
+    began = time.monotonic()
+    while (ran := tokens.rotate(mesh, older_than=0)).status == 3:
+        # A secondary tries again after a minute at most.
+        assert time.monotonic() - began < 90, ran
+        assert "replication is stale" in ran.problem["error"], ran
+    changes.ends(ran, 0, "verified")
     tokens.one_live("payments")
     assert tokens.document()["accessor"] != before["accessor"]
     statuses = [tokens.self_status(dc, before["secret"]) for dc in DATACENTERS]
@@ -123,7 +129,11 @@ def test_gateways_are_down_at_each_stage(tokens: Tokens, folder: Path, tell: Tel
             run.wait()
             with gateway_down(tokens, run):
                 ran = run.ended()
-                again = tokens.rotate(mesh, older_than=0)
+                if stage == "revoke":  # a deletion shows in no index
+                    again = tokens.rotate(mesh, older_than=0)
+                    changes.ends(again, 3, "refused")
+                    assert again.mutating_calls == 0
+                    assert "ACL replication is stale" in again.problem["error"], again
                 reads = [tokens.reads(dc, before["secret"]) for dc in DATACENTERS]
 
             changes.ends(ran, 1, "failed")
@@ -131,12 +141,8 @@ def test_gateways_are_down_at_each_stage(tokens: Tokens, folder: Path, tell: Tel
             told = f"{ran.problem['error']} {ran.problem['details']}"
             assert f"{said}" in told, ran
             assert f"not within {meanwhile.HASTY_SECONDS:g} s" in told, ran
-            changes.ends(again, 3, "refused")
-            assert again.mutating_calls == 0
-            assert "ACL replication is stale" in again.problem["error"], again
             if stage != "revoke":
                 assert reads == [True, True], stage
-            assert tokens.lab.run("cold-boot").status == 0
             finished(tokens, mesh, before)
     assert [c.failures for c in at_work] == [[], []]
     tell(f"gateway down in a rotation: ended after {', '.join(took)}; no use failed")
