@@ -37,6 +37,11 @@ _PASSING = re.compile(
     r"|legacy mode|ca (provider|root) is nil|no ca bootstrapped yet|rpc error making call: (unexpected )?eof|\beof$",
     re.IGNORECASE,
 )
+# Consul's tokens are UUIDs, Vault's have a prefix:
+# https://developer.hashicorp.com/vault/docs/concepts/tokens#token-prefixes
+_LIKE_TOKENS = re.compile(
+    r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|\b(?:hv[sbr]|[sbr])\.[\w-]{20,}", re.IGNORECASE
+)
 
 
 def error_of(
@@ -48,7 +53,7 @@ def error_of(
     `text` is the answer's body, `reason` stood beside the status, `secrets`
     is what must not be repeated.
     """
-    said = server_text(text, reason, secrets)
+    said = server_text(text, reason, secrets, shown=what)
     message = f"{what}: {status}" + (f" {said}" if said else "")
     if status in {401, 403}:
         return Forbidden(
@@ -67,14 +72,20 @@ def error_of(
     return BadAnswer(message, where=where)
 
 
-def server_text(text: str, reason: str, secrets: Iterable[str]) -> str:
-    """The server's own words on one line, cut short, without what was secret in the request."""
+def server_text(text: str, reason: str, secrets: Iterable[str], *, shown: str = "") -> str:
+    """
+    The server's own words on one line, cut short, without what was secret in the request.
+
+    Nor anything that looks like a token, which a server may know and quote
+    unasked; `shown` is what is told anyway, such as an accessor in the path.
+    """
     try:
         text = _of_json(json.loads(text)) or reason
     except (ValueError, RecursionError):
         text = text.strip() or reason
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
+    text = _LIKE_TOKENS.sub(lambda found: found[0] if found[0] in shown else "***", text)
     return one_line(text, LONGEST_TEXT)
 
 

@@ -8,6 +8,7 @@ from blocks.errors import Absent, Forbidden, Invalid
 from blocks.topology import Datacenter
 from flows.boot_steps import Steps
 from tasks import (
+    acl_replication,
     agents,
     break_glass,
     certificates,
@@ -124,6 +125,7 @@ class ConsulSteps(Steps):
 
     def _await_replicated(self, dc: Datacenter) -> None:
         token = self.management()
+        acl_replication.ensure_as_made(self.connections, self.primary, dc, token, self.vault_token)
         federation.await_reach(self.connections, dc, self.primary, token)
         federation.await_replication(self.connections, self.primary, dc, token)
 

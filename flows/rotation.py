@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pydantic import SecretStr
 
 from flows.rotation_way import Outcome, Pace, Way
 from flows.run import Run, Stage
-from tasks import federation, handing, rotation_steps, stopping, token_survey
+from tasks import federation, handing, rotation_steps, token_survey
 from tasks.planning.rotation import KINDS, Do, plan_rotation
 from tasks.planning.rotation_plan import Options, RotationPlan
 from tasks.rotation_steps import Item
@@ -125,7 +124,13 @@ class AclTokens(Way):
         """Every datacenter has what was changed in the primary."""
         index, self._index = self._index, 0
         for dc in self.run.mesh.secondaries if index else []:
-            federation.await_index(self.run.connections, dc, self.management, index)
+            federation.await_index(
+                self.run.connections,
+                dc,
+                self.management,
+                index,
+                deadline=rotation_steps.REPLICATED_DEADLINE,
+            )
 
     def _withdraw_unproven(self, batch: Sequence[Item]) -> None:
         # What an earlier run may have handed out as the only one stays: it may be in use.
@@ -148,10 +153,7 @@ class AclTokens(Way):
         if todo := [item for item in _with("adopt", batch) if item.role.overlap_seconds]:
             seconds = max(item.role.overlap_seconds for item in todo)
             with self._stage("overlap", todo) as stage:
-                ends = time.monotonic() + seconds
-                while (left := ends - time.monotonic()) > 0:
-                    stage.say(f"old and new both work, {left:.0f} s left")
-                    stopping.pause(min(1.0, left))
+                rotation_steps.overlap(self.run.connections, seconds, tell=stage.say)
 
     def _soak(self, batch: Sequence[Item]) -> None:
         if todo := _with("soak", batch):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from blocks.declared_tokens import meant
-from blocks.errors import BadInput
+from blocks.errors import BadInput, MeshError
 from blocks.nearest import unknown
 from flows.ca_rotation import CaProvider
+from flows.mesh_lock import MeshLock
 from flows.report import PlanRow
 from flows.rotation import AclTokens
 from flows.rotation_gossip import GossipKey
@@ -64,9 +66,15 @@ def token_rotation(
         if reasons := token_survey.unfit(run.connections):
             run.refuse(reasons)
         management = token_survey.management(run.connections)
+        lock = MeshLock(run, management)
+        lock.look()
         pace = Pace(batch_size, max_in_flight, error_threshold, soak)
         ways = [way for kind in WAYS if _concerns(way := kind(run, management, pace), options)]
-        plans = [way.survey(options) for way in ways]
+        try:
+            plans = [way.survey(options) for way in ways]
+        except token_survey.Behind as error:  # a deletion shows in no index
+            stale = f"ACL replication is stale: {error.message}"
+            run.refuse(Refusal(stale, error.remedy, error.where))
     if refusals := [reason for plan in plans for reason in plan.refusals]:
         run.refuse(refusals)
     blocked = [reason for plan in plans for reason in plan.blocked]
@@ -77,19 +85,33 @@ def token_rotation(
         [PlanRow(**row) for row in table(plans)],
         notices=[*notices, *(f"left as it is: {reason}" for reason in blocked)],
     )
-    run.stands = lambda: _stands(ways)
+    run.stands = lambda: _stands([o for way in ways for o in way.outcomes()])
+    todo = any(plan.todo for plan in plans)
+    with lock.held() if todo else nullcontext():
+        outcomes = _carry_out(ways, error_threshold) if todo else []
+        with run.stage("verify"):
+            _tell_failed(run, outcomes, blocked)
+            if outcomes:
+                run.stands = _stands(outcomes)  # the next look begins anew
+                again = replace(options, older_than_hours=NEVER_DUE)
+                try:
+                    plans = [way.survey(again) for way in ways]
+                except MeshError as error:
+                    # What made a role fail may stand in the way of a look too; it is told first.
+                    if not any(outcome.failed_at for outcome in outcomes):
+                        raise
+                    run.recorder.check("one live token a role, none orphaned", False, str(error))
+                    return
+            _verify(run, outcomes, plans)
+
+
+def _carry_out(ways: Sequence[Way], error_threshold: int) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    after = plans
-    if any(plan.todo for plan in plans):
-        for way in ways:
-            if len([o for o in outcomes if o.failed_at]) < error_threshold:
-                way.carry_out()
-            outcomes += way.outcomes()
-    with run.stage("verify"):
-        if outcomes:
-            again = replace(options, older_than_hours=NEVER_DUE)
-            after = [way.survey(again) for way in ways]
-        _verify(run, outcomes, blocked, after)
+    for way in ways:
+        if len([o for o in outcomes if o.failed_at]) < error_threshold:
+            way.carry_out()
+        outcomes += way.outcomes()
+    return outcomes
 
 
 def _concerns(way: Way, options: Options) -> bool:
@@ -123,19 +145,19 @@ def _check(
         raise BadInput(problems)
 
 
-def _verify(
-    run: Run,
-    outcomes: Sequence[Outcome],
-    blocked: Sequence[Refusal],
-    after: Sequence[RotationPlan],
-) -> None:
-    """What failed, role by role, and that every other role has one live token and no more."""
+def _tell_failed(run: Run, outcomes: Sequence[Outcome], blocked: Sequence[Refusal]) -> None:
+    """What failed, role by role."""
     for reason in blocked:
         run.recorder.check(f"{reason.where} can be rotated", False, f"{reason.error}; {reason.do}")
+    for one in outcomes:
+        if one.failed_at:
+            run.recorder.check(f"{one.name} through {one.failed_at}", False, one.error)
+
+
+def _verify(run: Run, outcomes: Sequence[Outcome], after: Sequence[RotationPlan]) -> None:
+    """That every role that did not fail has one live token and no more."""
     failed = [o for o in outcomes if o.failed_at]
     left_out = [o for o in outcomes if not o.begun]
-    for one in failed:
-        run.recorder.check(f"{one.name} through {one.failed_at}", False, one.error)
     apart = {one.role for one in (*failed, *left_out)}
     left = [token for plan in after for token in plan.todo if token.role not in apart]
     kept = [token for plan in after for token in plan.tokens if not token.steps]
@@ -153,8 +175,7 @@ def _verify(
     }
 
 
-def _stands(ways: Sequence[Way]) -> str:
-    outcomes = [outcome for way in ways for outcome in way.outcomes()]
+def _stands(outcomes: Sequence[Outcome]) -> str:
     failed = sum(bool(outcome.failed_at) for outcome in outcomes)
     return (
         "every token that consumers read from Vault is as good as before; "

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
 from blocks import agent_tokens
-from blocks.errors import Refused
+from blocks.errors import Forbidden, Refused
 from tasks import acl_tokens, consul_acl, token_survey
+from tasks.planning.acl_rules import writes_acl
 from tasks.planning.rotation import of_acl
 from tasks.planning.token_audit import AuditSeen, BootToken
-from tasks.step import step
+from tasks.step import fan_out, step
 from tasks.token_clients import Clients
 from tasks.vault_setup import read_secret
 
@@ -34,9 +36,13 @@ def look(connections: Connections, management: SecretStr) -> AuditSeen:
     tokens = token_survey.look(connections, of_acl(mesh), management).tokens
     with Clients(connections, management) as clients:
         acl_roles = clients.primary.get("/v1/acl/roles").json(list)
+        policies = clients.primary.get("/v1/acl/policies").json(list)
         catalogs = {dc.name: _catalog(clients.consul(dc.name)) for dc in mesh.datacenters}
         kept = _kept(clients.vault, mesh)
         bootstrap, _ = read_secret(clients.vault, mesh, consul_acl.BOOTSTRAP_PATH)
+    used = {name for _, token in tokens.every(mesh.primary) for name in token.grants.policies}
+    used |= {name for role in acl_roles for name in acl_tokens.grants(role).policies}
+    mighty = _mighty(connections, management, {p["ID"]: p["Name"] for p in policies}, used)
     return AuditSeen(
         tokens,
         tuple(
@@ -45,9 +51,41 @@ def look(connections: Connections, management: SecretStr) -> AuditSeen:
         ),
         kept,
         str((bootstrap or {}).get("accessor") or ""),
-        frozenset(str(role["Name"]) for role in acl_roles if acl_tokens.manages(role)),
+        frozenset(
+            str(role["Name"])
+            for role in acl_roles
+            if acl_tokens.manages(role) or acl_tokens.grants(role).policies & mighty
+        ),
+        mighty,
         catalogs,
     )
+
+
+def _mighty(
+    connections: Connections,
+    management: SecretStr,
+    policies: dict[str, str],
+    used: set[str],
+    workers: int = 8,
+) -> frozenset[str]:
+    """Those of the policies in use, by name, that let their token write ACLs."""
+    found: set[str] = set()
+
+    def read(ids: Sequence[str]) -> None:
+        with Clients(connections, management) as clients:
+            for id_ in ids:
+                try:  # the list has no rules in it
+                    answer = clients.primary.get(f"/v1/acl/policy/{id_}")
+                except Forbidden as error:
+                    if "ACL not found" not in str(error):  # deleted meanwhile, on 1.8
+                        raise
+                    continue
+                if not answer.absent and writes_acl(str(answer.json(dict).get("Rules") or "")):
+                    found.add(policies[id_])
+
+    ids = [id_ for id_, name in policies.items() if name in used]
+    fan_out(read, [part for n in range(workers) if (part := ids[n::workers])], workers=workers)
+    return frozenset(found)
 
 
 def _catalog(api: Api) -> frozenset[str]:

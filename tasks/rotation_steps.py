@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from blocks.declared_tokens import CarriedToken, DeclaredToken
-from blocks.errors import MeshError, NotConverged, Transient
+from blocks.errors import Forbidden, MeshError, NotConverged, Refused, Transient
 from tasks import acl_tokens, handing, record, stopping, token_proof, token_store
 from tasks.planning.rotation import Do, home
 from tasks.planning.rotation_plan import TokenPlan
@@ -25,6 +25,7 @@ from tasks.stopping import Stopped
 from tasks.token_clients import Clients
 from tasks.token_store import Document, Held
 from tasks.token_survey import unwell
+from tasks.vault_serving import Serving
 from tasks.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
     from blocks.topology import Mesh
 
 REFUSED_DEADLINE = 90.0  # a datacenter may remember a token for `acl.token_ttl`, 30 s
+REPLICATED_DEADLINE = 60.0
 WELL_DEADLINE = 30.0
 WATCH_SECONDS = 0.5
+ARM_SECONDS = 30.0  # a leader's election takes 2 to 10 s
 _Act = Callable[["Clients", "Item"], int | None]
 SOAK_SECONDS: float = DeclaredToken.model_fields["soak_seconds"].default
 
@@ -138,9 +141,16 @@ def carry_out(
 
 
 def _keep(clients: Clients, item: Item, slots: Any) -> None:
-    item.document = token_store.write(
-        clients.vault, clients.mesh, item.role.path, item.document, slots
-    )
+    path = item.role.path
+    try:
+        item.document = token_store.write(clients.vault, clients.mesh, path, item.document, slots)
+    except Forbidden:
+        place = f"{clients.mesh.vault.kv_mount}/data/{path}"
+        raise Refused(
+            f"{place} may not be written",
+            where="vault",
+            remedy=f"give the runbooks' credential create and update on {place}",
+        ) from None
 
 
 def _put_back(clients: Clients, item: Item) -> int | None:
@@ -207,9 +217,16 @@ def _promote(clients: Clients, item: Item) -> None:
 def _adopt(clients: Clients, item: Item) -> None:
     # Proven again: since the promotion minutes or, after a kill, days may have passed.
     _prove(clients, item)
-    current = item.document.slots.current
-    if isinstance(item.role, CarriedToken) and current:
-        handing.hand(clients, item.role, current)
+    # Whoever could not read the new one still holds the old one.
+    held = token_store.read(clients.vault, clients.mesh, item.role.path).slots.current
+    if held != item.document.slots.current:
+        raise NotConverged(
+            f"Vault has another token at {item.role.path} than this run promoted",
+            where="vault",
+            remedy="see who else writes there, and run it again; old and new both work",
+        )
+    if isinstance(item.role, CarriedToken) and held:
+        handing.hand(clients, item.role, held)
     pairs = item.consumers(clients.mesh)
 
     def well() -> bool:
@@ -327,19 +344,24 @@ def rearm(
     The old tokens of these grant again what they did, although the run is to stop.
 
     Raises:
-        MeshError: one does not; all others were tried.
+        NotConverged: one does not, however often it was tried; all others were tried.
     """
-    todo = [item for item in items if item.disarmed]
-    if todo:
+    if any(item.disarmed for item in items):
         with stopping.shielded():
-            _arm(connections, todo, management, workers)
+            _arm(connections, items, management, workers)
 
 
 @step("arm old tokens again")
 def _arm(
     connections: Connections, items: Sequence[Item], management: SecretStr, workers: int
 ) -> None:
-    failed: list[MeshError] = []
+    """
+    Tried until it is done, whatever a server answers: consumers are without a token meanwhile.
+
+    Consul answers 500 to what passes by itself too, in words that change with its version.
+    """
+    ends = time.monotonic() + ARM_SECONDS
+    failed: dict[str, MeshError] = {}
 
     def some(part: Sequence[Item]) -> None:
         with Clients(connections, management) as clients:
@@ -347,11 +369,38 @@ def _arm(
                 try:
                     _rearm(clients, item)
                 except MeshError as error:
-                    failed.append(error)
+                    failed[item.name] = error
 
-    fan_out(some, [part for n in range(workers) if (part := items[n::workers])], workers=workers)
-    if failed:
-        raise failed[0]
+    while todo := [item for item in items if item.disarmed]:
+        failed.clear()
+        parts = [part for n in range(workers) if (part := todo[n::workers])]
+        fan_out(some, parts, workers=workers)
+        if not failed:
+            return
+        if time.monotonic() > ends:
+            raise NotConverged(
+                f"the old tokens of {', '.join(sorted(failed))} are still disarmed "
+                f"(last: {next(iter(failed.values())).message})",
+                remedy="run it again at once: it arms those whose consumers are ill",
+            )
+        stopping.pause(WATCH_SECONDS)
+
+
+def overlap(connections: Connections, seconds: float, *, tell: Callable[[str], object]) -> None:
+    """
+    Old and new tokens both work, and for so many seconds on end Vault gave out the new ones.
+
+    Raises:
+        NoLeader: Vault does not serve any more.
+    """
+    serving = Serving(connections)
+    ends = time.monotonic() + seconds
+    while (left := ends - time.monotonic()) > 0:
+        tell(f"old and new both work, {left:.0f} s left")
+        stopping.pause(min(1.0, left))
+        if serving.host() is None:
+            # Nobody could adopt a new one meanwhile: as long again from when it is back.
+            ends = time.monotonic() + seconds
 
 
 def watch(
@@ -369,12 +418,15 @@ def watch(
     at once, and those roles have failed.
 
     Raises:
+        NoLeader: Vault does not serve any more: whoever restarts has no token at all.
         Transient: at the end Consul did not say how they are.
     """
-    mesh = connections.topology
+    mesh, serving = connections.topology, Serving(connections)
     ends = time.monotonic() + seconds
     while True:
         left = ends - time.monotonic()
+        # Not forgotten while it may come back: the soak does not end without it.
+        served = serving.host() is not None
         try:
             # New clients each time: a server may have gone away meanwhile.
             with Clients(connections, management) as clients:
@@ -393,10 +445,10 @@ def watch(
                 "it works again",
             )
         rearm(connections, hit, management)
-        if left <= 0 or all(item.failed_at for item in items):
+        if (left <= 0 and served) or all(item.failed_at for item in items):
             return
-        tell(f"{left:.0f} s left")
-        stopping.pause(min(WATCH_SECONDS, left))
+        tell(f"{max(0.0, left):.0f} s left")
+        stopping.pause(min(WATCH_SECONDS, left) if left > 0 else WATCH_SECONDS)
 
 
 def _sick_consumers(clients: Clients, items: Iterable[Item]) -> dict[tuple[str, str], str]:

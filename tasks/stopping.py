@@ -56,6 +56,11 @@ def stoppable(stop: Stop) -> Iterator[Stop]:
         _current.reset(token)
 
 
+def current() -> Stop | None:
+    """The flag of the run that this is part of, for a thread that watches over it."""
+    return _current.get()
+
+
 @contextmanager
 def shielded() -> Iterator[None]:
     """

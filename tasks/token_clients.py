@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import SecretStr
 
 from blocks.errors import NoLeader
-from tasks import consul, vault
+from tasks import consul, vault_serving
 
 if TYPE_CHECKING:
     from blocks.http import Api
@@ -40,10 +40,15 @@ class Clients:
 
     @property
     def vault(self) -> Api:
-        """Vault's active node, logged in as the runbooks."""
+        """
+        Vault's active node, logged in as the runbooks.
+
+        Raises:
+            NoLeader: Vault does not serve, which is no role's own fault.
+        """
         if "vault" not in self._made:
             cluster = self.connections.vault()
-            host = vault.await_active(self.connections)
+            host = vault_serving.active(self.connections)
             node = cluster.node(host, token=cluster.login())
             self._made["vault"] = self._closing.enter_context(node)
         return self._made["vault"]

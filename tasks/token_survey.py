@@ -26,6 +26,10 @@ COLD_BOOT = "run cold-boot first: it brings the mesh back and proves it"
 NOTHING = Document()  # what Vault holds of a token that no role has
 
 
+class Behind(Transient):
+    """A datacenter's tokens are not the primary's: some are about to come, or to go."""
+
+
 class Seen(NamedTuple):
     """What was seen of the tokens: for the plan, and with the secrets for the steps."""
 
@@ -100,7 +104,8 @@ def look(connections: Connections, declared: Sequence[DeclaredToken], token: Sec
     What Vault and Consul hold of these roles, and all of Consul's tokens.
 
     Raises:
-        Refused: a list is not whole, or the datacenters' lists differ.
+        Refused: a list is not whole.
+        Behind: the datacenters' lists differ.
     """
     mesh = connections.topology
     with Clients(connections, token) as clients:
@@ -141,7 +146,11 @@ def _require_parity(primary: str, tokens: dict[str, dict[str, TokenSeen]]) -> No
 
     for name in tokens:
         if differ := ours(name) ^ ours(primary):
-            raise Transient(f"{len(differ)} tokens are not those of {primary} yet", where=name)
+            raise Behind(
+                f"{len(differ)} tokens are not those of {primary} yet",
+                where=name,
+                remedy="are the gateways up? its leader's log says what replication fails on",
+            )
 
 
 def _documents(

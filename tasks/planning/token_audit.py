@@ -51,7 +51,8 @@ class AuditSeen:
     boot: tuple[BootToken, ...] = ()  # those of this topology
     kept: Mapping[str, str] = field(default_factory=dict)  # accessors in Vault, by name
     management: str = ""  # accessor of the management token in Vault
-    managing: frozenset[str] = frozenset()  # ACL roles that grant global-management
+    managing: frozenset[str] = frozenset()  # ACL roles that grant global-management, or mighty ones
+    mighty: frozenset[str] = frozenset()  # policies with `acl = "write"`: management in effect
     services: Mapping[str, frozenset[str]] = field(default_factory=dict)  # by datacenter
 
 
@@ -121,8 +122,20 @@ def _granted(grants: Grants) -> str:
 # Who is known: each token is told of where it is worst.
 
 
-def _manages(seen: AuditSeen, token: TokenSeen) -> bool:
-    return token.management or bool(token.grants.roles & seen.managing)
+def _manages(mesh: Mesh, seen: AuditSeen, token: TokenSeen) -> bool:
+    if token.management or token.grants.roles & seen.managing:
+        return True
+    # Replication cannot do without: the secondary's leader reads secrets by it.
+    return bool(token.grants.policies & seen.mighty) and token.accessor not in _replicate(
+        mesh, seen
+    )
+
+
+def _replicate(mesh: Mesh, seen: AuditSeen) -> set[str]:
+    """Tokens that datacenters replicate ACLs by."""
+    kept = {a for name, a in seen.kept.items() if name.startswith("replication-")}
+    roles = [token.role for token in mesh.roles() if token.kind == "replication"]
+    return kept | {a for role in roles for a in seen.tokens.held.get(role, Slots())}
 
 
 def _held(seen: AuditSeen) -> set[str]:
@@ -135,7 +148,7 @@ def _unknown(mesh: Mesh, seen: AuditSeen) -> Iterator[TokenSeen]:
     for _, token in seen.tokens.every(mesh.primary):
         if token.accessor in known or foreign(mesh.foreign_tokens, token):
             continue
-        if not token.legacy and not _manages(seen, token):
+        if not token.legacy and not _manages(mesh, seen, token):
             yield token
 
 
@@ -161,7 +174,7 @@ def _anonymous(seen: AuditSeen) -> Iterator[Finding]:
 
 def _management(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
     kind, place = "management tokens", f"{mesh.vault.kv_mount}/consul/bootstrap"
-    live = [t for _, t in seen.tokens.every(mesh.primary) if _manages(seen, t)]
+    live = [t for _, t in seen.tokens.every(mesh.primary) if _manages(mesh, seen, t)]
     the_one = seen.management or seen.tokens.own
     beside = [t for t in live if t.accessor != the_one]
     if not seen.management:
@@ -184,7 +197,7 @@ def _management(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
         yield Finding(
             "warn" if excused else "fail",
             "management token",
-            f"{_about(mesh, seen, token)} may do everything{own}"
+            f"{_about(mesh, seen, token)} may do everything{_by(seen, token)}{own}"
             + (", as foreign_tokens has it" if excused else ""),
             "give whoever uses it what he needs and no more, then delete it",
         )
@@ -194,6 +207,11 @@ def _management(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
         yield Finding("warn", kind, f"{len(live)} live, {span}", "let one live, which Vault keeps")
     elif live and seen.management:
         yield Finding("ok", kind, f"one lives, which Vault keeps ({age_text(ages[0])} old)")
+
+
+def _by(seen: AuditSeen, token: TokenSeen) -> str:
+    mighty = "" if token.management else ", ".join(sorted(token.grants.policies & seen.mighty))
+    return f" by acl = write in its policy {mighty}" if mighty else ""
 
 
 def _orphans(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
@@ -334,7 +352,7 @@ def _of_the_boot(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
 
 def _legacy(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
     for _, token in seen.tokens.every(mesh.primary):
-        if token.legacy and not _manages(seen, token):
+        if token.legacy and not _manages(mesh, seen, token):
             excused = foreign(mesh.foreign_tokens, token)
             yield Finding(
                 "warn" if excused else "fail",

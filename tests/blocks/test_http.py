@@ -411,6 +411,29 @@ def test_no_error_repeats_a_secret_of_the_request():
         assert secret not in repr(api)
 
 
+@pytest.mark.parametrize(
+    "known",
+    [
+        "7d1f0b9e-3c52-4a6b-9c1d-0b1e2f3a4b5c",
+        "7D1F0B9E-3C52-4A6B-9C1D-0B1E2F3A4B5C",
+        "s.CAESIJlU02LQZq6bQ1yPz4",
+        "hvs.CAESIJlU02LQZq6bQ1yPz4",
+        "hvb.AAAAAQJlU02L-Zq6bQ1y_z4",
+    ],
+)
+def test_no_error_repeats_a_token_that_the_server_knew_by_itself(known: str):
+    accessor = "0f3c1b52-6a1d-4a8e-8d39-6f1c2a3b4c5d"
+    body = f"token {known} of {accessor} is in use on s.example.org".encode()
+    with (
+        FaultServer(faults.answer(500, body)) as server,
+        Api("thing", server.url) as api,
+        pytest.raises(Invalid) as caught,
+    ):
+        api.get(f"/v1/acl/token/{accessor}")
+
+    assert f"token *** of {accessor} is in use on s.example.org" in str(caught.value)
+
+
 def test_long_texts_are_cut_and_control_characters_dropped():
     body = b"\x1b[31m<script>" + b"x" * 5000
     with (

@@ -43,6 +43,7 @@ _EARLY = (
     "flows.snapshot",
     "flows.token_rotation",
     "flows.vault_maintenance",
+    "tests.harness.echo",
     "tests.harness.inject",
 )
 

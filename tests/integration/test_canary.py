@@ -20,8 +20,11 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.lab.layout import CONSUL_HTTPS_PORT, PRIMARY, SECONDARY
 from tests.deploy.server import PrefectServer
 from tests.harness.lab import Lab, Ran
+from tests.integration.outside import Outside
+from tests.lab.machine import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -78,6 +81,13 @@ def test_no_secret_is_found_anywhere(fresh_lab: Lab, prefect: PrefectServer) -> 
         assert len(now) == len(lab.topology.roles()) > 10
         assert not set(now.values()) & set(secrets.values()), "nothing was replaced"
         secrets |= now
+        audited = run("token-audit")
+        assert audited.status == 0, f"{audited}\n{audited.err[-3000:]}"
+    # What it finds it quotes: a token that nobody declared must be named, and not its secret.
+    secrets |= {"secret of a stranger": _stranger(lab)}
+    audited = run("token-audit")
+    assert (audited.status, audited.outcome) == (1, "failed"), audited
+    assert any("stranger" in line for line in audited.problem["details"])
 
     # A wrong share in a holder's store: its text must not come back in an error.
     lab.power_cut()
@@ -158,6 +168,25 @@ def _secrets(lab: Lab) -> dict[str, str]:
     found["ssh key"] = key[3]
     assert all(len(secret) > 15 for secret in found.values()), sorted(found)
     return found
+
+
+def _stranger(lab: Lab) -> str:
+    """A token made by hand; its secret."""
+    seen = Outside(lab)
+    host = seen.layout.host(seen.servers(PRIMARY)[0])
+    made = seen.http.put(
+        f"https://{host.address}:{CONSUL_HTTPS_PORT}/v1/acl/token",
+        json={"Description": "somebody's"},
+        headers={"X-Consul-Token": seen.management()},
+    ).json()
+    until(
+        lambda: (
+            seen.consul(seen.servers(SECONDARY)[0], "acl/token/self", made["SecretID"]).status_code
+            == 200
+        ),
+        "replication",
+    )
+    return str(made["SecretID"])
 
 
 def _paths(api: Any, mount: str, folder: str) -> list[str]:

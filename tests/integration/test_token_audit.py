@@ -183,6 +183,29 @@ def management_through_a_role(hand: Hand) -> Iterator[str]:
 
 
 @contextmanager
+def management_in_effect(hand: Hand) -> Iterator[str]:
+    rules = '{"acl": "write", "key_prefix": {"": {"policy": "read"}}}'
+    policy = hand.ask("PUT", "acl/policy", Name="deploys", Rules=rules)
+    try:
+        with hand.token(Description="ci", Policies=[{"Name": "deploys"}]) as made:
+            yield f'{made["AccessorID"]} "ci" ('
+    finally:
+        hand.ask("DELETE", f"acl/policy/{policy['ID']}")
+
+
+@contextmanager
+def management_in_effect_through_a_role(hand: Hand) -> Iterator[str]:
+    policy = hand.ask("PUT", "acl/policy", Name="deploys", Rules='acl = "write"')
+    role = hand.ask("PUT", "acl/role", Name="ci", Policies=[{"Name": "deploys"}])
+    try:
+        with hand.token(Roles=[{"Name": "ci"}], ExpirationTTL="1h") as made:
+            yield f"{made['AccessorID']} ("
+    finally:
+        hand.ask("DELETE", f"acl/role/{role['ID']}")
+        hand.ask("DELETE", f"acl/policy/{policy['ID']}")
+
+
+@contextmanager
 def orphan(hand: Hand) -> Iterator[str]:
     with hand.token(Description="token of web-portal, rotated by mesh-runbooks"):
         yield "is none that Vault holds for web-portal; do: run token-rotation"
@@ -268,6 +291,8 @@ def edited_declared(hand: Hand) -> Iterator[str]:
     [
         (second_management, "management token"),
         (management_through_a_role, "management token"),
+        (management_in_effect, "management token"),
+        (management_in_effect_through_a_role, "management token"),
         (orphan, "orphan"),
         (second_of_the_boot, "orphan"),
         (stranger, "stranger"),
@@ -293,6 +318,20 @@ def test_what_is_planted_is_found_and_nothing_else(
     assert text in detail
     assert "; do: " in detail
     assert hand.management not in ran.out + ran.err
+
+
+def test_whoever_may_do_everything_but_write_acls_is_no_manager(hand: Hand):
+    """Mighty, and named as the stranger that it is; not as management."""
+    rules = 'operator = "write" key "acl" { policy = "write" } # acl = "write"'
+    policy = hand.ask("PUT", "acl/policy", Name="operators", Rules=rules)
+    try:
+        with hand.token(Policies=[{"Name": "operators"}], ExpirationTTL="1h"):
+            ran = audit(hand)
+    finally:
+        hand.ask("DELETE", f"acl/policy/{policy['ID']}")
+
+    assert (ran.status, bad(ran)) == (0, []), ran
+    assert [n.partition(":")[0] for n in ran.report["notices"]].count("stranger") == 1
 
 
 def test_what_a_token_says_of_its_end_and_its_service_is_told_without_an_alarm(hand: Hand):

@@ -145,11 +145,26 @@ class Tokens:
 
 
 class Consumer(threading.Thread):
-    """Uses a role's token 20 times a second, and reads it from Vault again every half second."""
+    """
+    Uses a role's token 20 times a second, and reads it from Vault again every half second.
 
-    def __init__(self, lab: Lab, dc: str, role: str = "payments", path: str = "kv/app/x") -> None:
+    `patient`: while Vault does not serve it goes on with the token it has;
+    `stale`: any server may answer it, its leader or not.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        dc: str,
+        role: str = "payments",
+        path: str = "kv/app/x",
+        *,
+        patient: bool = False,
+        stale: bool = False,
+    ) -> None:
         super().__init__(daemon=True)
         self.seen, self.agent, self.role, self.path = Outside(lab), AGENTS[dc], role, path
+        self.patient, self.how = patient, {"stale": ""} if stale else {}
         self.vault_token = self.seen.token()
         self.over = threading.Event()
         self.uses = 0
@@ -157,14 +172,14 @@ class Consumer(threading.Thread):
         self.accessors: list[str] = []  # in the order of their first use
 
     def run(self) -> None:
-        held, read_at = {}, 0.0
+        held: dict[str, Any] = {}
+        read_at = 0.0
         while not self.over.is_set():
             began = time.monotonic()
             try:
                 if began - read_at > 0.5:
-                    answer = self.seen.vault(f"mesh/data/services/{self.role}", self.vault_token)
-                    held, read_at = answer.json()["data"]["data"], began
-                used = self.seen.consul(self.agent, self.path, held["secret"])
+                    held, read_at = self._read(held), began
+                used = self.seen.consul(self.agent, self.path, held["secret"], **self.how)
                 self.uses += 1
                 if used.status_code != 200 or not used.json():  # a filtered list is empty
                     self.failures.append(f"{used.status_code} {used.text} ({held['accessor']})")
@@ -173,6 +188,14 @@ class Consumer(threading.Thread):
             if held.get("accessor") not in self.accessors[-1:]:
                 self.accessors.append(held["accessor"])
             self.over.wait(max(0.0, 0.05 - (time.monotonic() - began)))
+
+    def _read(self, held: dict[str, Any]) -> dict[str, Any]:
+        if self.patient and held and self.seen.health(self.seen.vaults[0]) != 200:
+            return held
+        answer = self.seen.vault(f"mesh/data/services/{self.role}", self.vault_token)
+        if self.patient and held and answer.status_code == 503:
+            return held
+        return dict(answer.json()["data"]["data"])
 
 
 @contextmanager

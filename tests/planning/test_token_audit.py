@@ -513,3 +513,39 @@ def test_a_rotation_under_way_is_no_alarm():
     assert not first.good
 
     assert confirmed(first, verdict(world)).good
+
+
+MIGHTY = Grants(frozenset({"deploys"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "level"), [("ci", "fail"), ("terraform 7", "warn"), ("agent of us-app-1", "fail")]
+)
+def test_a_policy_that_writes_acls_is_management_in_effect(text: str, level: str):
+    world = good()
+    world.put("x", text=text, grants=MIGHTY)
+
+    (found,) = [
+        f
+        for f in verdict(world, mighty=frozenset({"deploys"})).findings
+        if f.subject == "management token"
+    ]
+
+    assert found.level == level
+    assert "may do everything by acl = write in its policy deploys" in found.text
+    assert verdict(world).good is (level == "warn")  # a stranger, or none, where it is not mighty
+
+
+def test_what_a_datacenter_replicates_by_is_no_management():
+    boot = BootToken("replication-eu-west-1", "ACL replication of eu-west-1", MIGHTY)
+    world = good()
+    world.put("by", text=boot.description, grants=MIGHTY)
+    kept = {"agent-us-app-1": "agent", "replication-eu-west-1": "by"}
+    mighty = frozenset({"deploys"})
+
+    assert verdict(world, boot=(BOOT, boot), kept=kept, mighty=mighty).good
+
+    # Only of its own kind: an agent's token with the same policy is told of twice.
+    world.change("agent", grants=MIGHTY)
+    found = verdict(world, boot=(BOOT, boot), kept=kept, mighty=mighty).findings
+    assert [f.subject for f in found if f.level == "fail"] == ["management token", "agent-us-app-1"]
