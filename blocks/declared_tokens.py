@@ -76,6 +76,17 @@ class DeclaredToken(Part):
         default=60.0, ge=0, description="How long the old one stands disarmed before it is revoked."
     )
     max_age_hours: float = Field(default=720.0, gt=0, description="Older than this it is due.")
+    mount: str = Field(default="consul", description="dynamic: mount of the secrets engine.")
+    engine_address: str = Field(
+        default="", description="dynamic: URL at which the engine is asked, if not a node's own."
+    )
+    consul_address: str = Field(
+        default="", description="dynamic: `host:port` at which the engine reaches Consul."
+    )
+    ttl_seconds: int = Field(default=3600, ge=1, description="dynamic: length of a lease.")
+    max_ttl_seconds: int = Field(
+        default=86400, ge=1, description="dynamic: how long a lease can be renewed."
+    )
 
 
 class ForeignToken(Part):
@@ -89,7 +100,9 @@ class ForeignToken(Part):
 
 def roles(mesh: Mesh) -> list[DeclaredToken]:
     """Every role that has a token of its own."""
-    return mesh.tokens
+    from blocks import dynamic_tokens
+
+    return [*mesh.tokens, *dynamic_tokens.access_tokens(mesh)]
 
 
 def permission(text: str) -> Permission | None:
@@ -111,7 +124,7 @@ def problems(mesh: Mesh) -> Iterator[str]:
     """Everything about a well-formed `tokens` section that could not be, one line each."""
     for what, values in (
         ("tokens.role", [t.role for t in mesh.tokens]),
-        ("tokens.path", [t.path.strip("/") for t in mesh.tokens]),
+        ("tokens.path", [path for t in mesh.tokens if (path := t.path.strip("/"))]),
     ):
         for value, count in Counter(values).items():
             if count > 1:
@@ -130,6 +143,15 @@ def problems(mesh: Mesh) -> Iterator[str]:
 
 def _service(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
     yield from _path(where, token.path)
+    yield from _grants(where, token, mesh)
+    yield from _places(where, token, mesh)
+    yield from _proof(where, token)
+
+
+def _dynamic(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
+    from blocks import dynamic_tokens
+
+    yield from dynamic_tokens.problems(where, token, mesh)
     yield from _grants(where, token, mesh)
     yield from _places(where, token, mesh)
     yield from _proof(where, token)
@@ -186,4 +208,5 @@ def _places(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
 # What each kind demands of its declaration.
 _OF_KIND: dict[TokenKind, Callable[[str, DeclaredToken, Mesh], Iterator[str]]] = {
     "service": _service,
+    "dynamic": _dynamic,
 }

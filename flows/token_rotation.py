@@ -9,6 +9,7 @@ from blocks.errors import BadInput
 from blocks.nearest import unknown
 from flows.report import PlanRow
 from flows.rotation import AclTokens
+from flows.rotation_dynamic import SecretsEngines
 from flows.rotation_way import Outcome, Pace, Way
 from flows.run import Run
 from flows.runbook import runbook
@@ -17,7 +18,7 @@ from tasks.planning.plan import Refusal
 from tasks.planning.rotation_plan import Options, RotationPlan, table
 
 # In the order in which they are carried out.
-WAYS: tuple[type[Way], ...] = (AclTokens,)
+WAYS: tuple[type[Way], ...] = (AclTokens, SecretsEngines)
 NEVER_DUE = 1e9  # hours
 
 

@@ -36,7 +36,7 @@ def test_a_token_needs_no_more_than_what_cannot_be_guessed():
     [
         (
             {"kind": "agent"},
-            "tokens[payments].kind: agent is not rotated yet; known are service",
+            "tokens[payments].kind: agent is not rotated yet; known are service, dynamic",
         ),
         (
             {"kind": "robot"},

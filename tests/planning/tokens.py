@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import count
-from typing import Any
+from typing import Any, Self
 
 from blocks.topology import Mesh, parse
 from tasks.planning.rotation import Do, home
@@ -55,9 +55,12 @@ class World:
     def __post_init__(self) -> None:
         self.consul = {dc.name: {} for dc in self.mesh.datacenters} | self.consul
 
-    def copy(self) -> World:
-        """Another world just like it; the topology is shared."""
-        return deepcopy(self, {id(self.mesh): self.mesh})
+    def copy(self) -> Self:
+        """Another world just like it; what never changes is shared."""
+        made = copy(self)
+        made.vault = dict(self.vault)
+        made.consul = {name: dict(tokens) for name, tokens in self.consul.items()}
+        return made
 
     def put(
         self,
@@ -70,7 +73,7 @@ class World:
         local: str = "",
     ) -> str:
         """A token in Consul, as declared unless said otherwise; its accessor."""
-        known = {t.role for t in self.mesh.tokens}
+        known = {t.role for t in self.mesh.roles()}
         if grants is None and role in known:
             grants = declared_grants(self.mesh, self.mesh.token(role))
         token = TokenSeen(
@@ -98,9 +101,8 @@ class World:
 
     def seen(self) -> TokensSeen:
         """What a survey shows."""
-        return TokensSeen(
-            self.now, dict(self.vault), {}, deepcopy(self.consul), self.policies, own="management"
-        )
+        consul = {name: dict(tokens) for name, tokens in self.consul.items()}
+        return TokensSeen(self.now, dict(self.vault), {}, consul, self.policies, own="management")
 
     def do(self, step: Do, plan: TokenPlan, *, parts: int = 9) -> int:
         """One step, or only its first `parts` calls; how many it has."""
