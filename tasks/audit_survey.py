@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
+from blocks.dynamic_tokens import mounts
 from blocks.errors import Refused
-from tasks import acl_tokens, consul_acl, token_survey
-from tasks.planning.rotation import of_acl
-from tasks.planning.token_audit import AuditSeen, BootToken
+from tasks import acl_tokens, consul_acl, engine_survey, token_survey
+from tasks.planning.token_audit import AuditSeen, BootToken, with_documents
 from tasks.step import step
 from tasks.token_clients import Clients
 from tasks.vault_setup import read_secret
@@ -32,7 +32,7 @@ def look(connections: Connections, management: SecretStr) -> AuditSeen:
         Transient: the datacenters' lists differ.
     """
     mesh = connections.topology
-    tokens = token_survey.look(connections, of_acl(mesh), management).tokens
+    tokens = token_survey.look(connections, with_documents(mesh), management).tokens
     with Clients(connections, management) as clients:
         acl_roles = clients.primary.get("/v1/acl/roles").json(list)
         catalogs = {dc.name: _catalog(clients.consul(dc.name)) for dc in mesh.datacenters}
@@ -48,6 +48,7 @@ def look(connections: Connections, management: SecretStr) -> AuditSeen:
         str((bootstrap or {}).get("accessor") or ""),
         frozenset(str(role["Name"]) for role in acl_roles if acl_tokens.manages(role)),
         catalogs,
+        engine_survey.look(connections, list(mounts(mesh))),
     )
 
 
