@@ -186,8 +186,8 @@ def _leased(layout: Layout) -> dict[str, Any]:
     """
     A role of the Consul secrets engine, which the lab has in its facade alone.
 
-    Its consumers ask for a credential every two seconds and use it from a second
-    later on, when it is replicated: with the overlap none of them is ever cut off.
+    Its consumers ask for a credential every second and use it as soon as it is
+    replicated: with the overlap none of them is ever cut off.
     """
     return {
         "role": "catalog-reader",
@@ -198,8 +198,8 @@ def _leased(layout: Layout) -> dict[str, Any]:
         "consumers": ["reporting-agent"],
         "may": ["service read payment-processor"],
         "may_not": ["kv write reports/daily", "acl read"],
-        "ttl_seconds": 30,
-        "max_ttl_seconds": 120,
+        "ttl_seconds": 10,
+        "max_ttl_seconds": 60,
         "overlap_seconds": 3.5,
         "soak_seconds": 2.0,
     }

@@ -72,8 +72,12 @@ def test_no_secret_is_found_anywhere(fresh_lab: Lab, prefect: PrefectServer) -> 
     for generation in ("first", "second"):
         rotated = run("token-rotation", older_than=0)
         assert rotated.status == 0, f"{rotated}\n{rotated.err[-3000:]}"
-        now = {f"{generation} {k}": v for k, v in _secrets(lab).items() if " services/" in k}
-        assert len(now) == 3
+        now = {
+            f"{generation} {k}": v
+            for k, v in _secrets(lab).items()
+            if " services/" in k or "engines/" in k
+        }
+        assert len(now) == 4
         assert not set(now.values()) & set(secrets.values()), "nothing was replaced"
         secrets |= now
 
