@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from pydantic import SecretStr
 
 from blocks.dynamic_tokens import access_tokens, engine_roles
+from blocks.errors import MeshError
 from flows.rotation import AclTokens
 from flows.rotation_way import Outcome, Pace
 from flows.run import Run
@@ -58,7 +60,8 @@ class SecretsEngines(AclTokens):
             if found.orphan:
                 self.items.append(Item(found, None, token_survey.NOTHING))
             elif token := access.get(found.role):
-                self.items.append(AccessItem(found, token, held.documents[found.role]))
+                before = seen.mounts[token.mount].consul
+                self.items.append(AccessItem(found, token, held.documents[found.role], before))
             else:
                 role = roles[found.role]
                 limit = options.older_than_hours
@@ -93,13 +96,15 @@ class SecretsEngines(AclTokens):
         # What the engine works with is known only where its access token went all the way.
         batch = [item for item in batch if not (item.plan.orphan and item.plan.role in failed)]
         self._do("put back", batch)
-        self._at_engine("configure back", [i for i in batch if "withdraw" in i.plan.steps])
+        spare = [i for i in batch if "withdraw" in i.plan.steps and i.document.slots.current]
+        self._at_engine("configure back", spare)
         self._do("withdraw", batch)
         self._do("store", batch)
         self._do("create", batch)
         self._replicated()
         self._do("prove", batch)
-        self._at_engine("configure", [i for i in batch if "configure" in i.plan.steps])
+        with self._told_back_on_failure(batch):
+            self._at_engine("configure", [i for i in batch if "configure" in i.plan.steps])
         self._taken_back(batch)
         self._do("promote", batch)
         self._do("adopt", batch)
@@ -118,27 +123,45 @@ class SecretsEngines(AclTokens):
         """
         Of what failed, the engine has the current token again before the new one goes.
 
-        Where there is no current one, the new one stays pending: it may be all that
-        the engine has, and the next run goes on with it.
+        Where no current one lives, the new one stays pending: it may be all that the
+        engine has, and the next run goes on with it.
         """
         failed = [i for i in batch if i.failed_at in {"create", "prove", "configure"}]
-        failed = [i for i in failed if i.document.slots.current and i.document.slots.pending]
-        if failed:
-            with self._stage("configure back", failed):
-                engine_steps.carry_out(
+        back = self._tell_back(failed)
+        if back:
+            with self._stage("withdraw", back):
+                rotation_steps.carry_out(
                     self.run.connections,
-                    "configure back",
-                    failed,
+                    "withdraw",
+                    back,
                     self.management,
                     workers=self.pace.max_in_flight,
                 )
-            rotation_steps.carry_out(
+
+    def _tell_back(self, items: Sequence[Item]) -> list[Item]:
+        """The engine works with the current tokens of these, where they live; those that it does."""
+        todo = [i for i in items if i.plan.replaces and i.document.slots.pending]
+        if not todo:
+            return []
+        with self._stage("configure back", todo):
+            engine_steps.carry_out(
                 self.run.connections,
-                "withdraw",
-                [i for i in failed if isinstance(i, AccessItem) and i.has_current],
+                "configure back",
+                todo,
                 self.management,
                 workers=self.pace.max_in_flight,
             )
+        return [i for i in todo if isinstance(i, AccessItem) and i.has_current]
+
+    @contextmanager
+    def _told_back_on_failure(self, batch: Sequence[Item]) -> Iterator[None]:
+        try:
+            yield
+        except MeshError:
+            # It may be left with an address at which nothing answers: its consumers would notice.
+            with suppress(MeshError):
+                self._tell_back(batch)
+            raise
 
     def _at_engine(self, what: What, items: Sequence[Item]) -> None:
         if todo := [item for item in items if not item.failed_at]:

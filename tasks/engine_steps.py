@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from blocks.dynamic_tokens import mounts
 from blocks.errors import MeshError, NotConverged, Transient
 from tasks import acl_tokens, record, secrets_engine, stopping, token_proof
-from tasks.planning.dynamic import declared_definition
+from tasks.planning.dynamic import consul_url, declared_definition
 from tasks.planning.minted import Lease
 from tasks.planning.rotation import home
 from tasks.planning.rotation_plan import TokenPlan
@@ -36,9 +36,18 @@ _Act = Callable[[Clients, "Api", Item], None]
 
 
 class AccessItem(Item):
-    """An access token under way; `has_current`: the engine was given the current one back."""
+    """
+    An access token under way, and at which URL the engine reached Consul before.
 
-    has_current = False
+    `has_current`: the engine was given the current one back.
+    """
+
+    def __init__(
+        self, plan: TokenPlan, token: DeclaredToken, document: Document, before: str
+    ) -> None:
+        super().__init__(plan, token, document)
+        self.before = before
+        self.has_current = False
 
 
 class EngineRole(Item):
@@ -112,21 +121,22 @@ def _configure(clients: Clients, api: Api, item: Item) -> None:
     slots = item.document.slots
     held = slots.pending or slots.current
     assert held
-    _configure_with(clients, api, item, held)
+    _configure_with(clients, api, item, held, consul_url(clients.mesh, item.role))
     _mints(clients, api, item)
 
 
 def _configure_back(clients: Clients, api: Api, item: Item) -> None:
-    """The engine works with the current token, whatever an earlier run gave it."""
+    """The engine works with the current token, and reaches Consul where it did before this run."""
     current = item.document.slots.current
     assert current
-    _configure_with(clients, api, item, current)
     assert isinstance(item, AccessItem)
+    url = item.before or consul_url(clients.mesh, item.role)
+    _configure_with(clients, api, item, current, url)
     item.has_current = True
 
 
-def _configure_with(clients: Clients, api: Api, item: Item, held: Held) -> None:
-    secrets_engine.configure(clients.connections, api, item.role, held)
+def _configure_with(clients: Clients, api: Api, item: Item, held: Held, url: str) -> None:
+    secrets_engine.configure(clients.connections, api, item.role.mount, url, held)
     _told(f"{item.role.mount}/config/access written", after=held.accessor)
 
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from blocks.dynamic_tokens import consul_address
 from blocks.errors import BadAnswer, BadInput, MeshError
 from tasks import vault
 from tasks.planning.dynamic import Definition
@@ -67,18 +66,18 @@ def configured(api: Api, mount: str) -> tuple[str, tuple[str, ...]]:
     return url, tuple(str(line) for line in found.get("warnings") or ())
 
 
-def configure(connections: Connections, api: Api, token: DeclaredToken, held: Held) -> None:
-    """Make the engine reach Consul where it is declared, with this token; a repeat changes nothing."""
-    mesh = connections.topology
-    block = connections.consul(mesh.primary)
+def configure(connections: Connections, api: Api, mount: str, consul: str, held: Held) -> None:
+    """Make the engine reach Consul at this URL, with this token; a repeat changes nothing."""
+    scheme, _, address = consul.partition("://")
+    block = connections.consul(connections.topology.primary)
     pem = block.ca_pem or (_text(block.ca_file) if block.ca_file else "")
     body = {
-        "address": consul_address(mesh, token),
-        "scheme": "https",
+        "address": address,
+        "scheme": scheme,
         "token": held.secret.get_secret_value(),
         **({"ca_cert": pem} if pem else {}),
     }
-    api.post(f"/v1/{token.mount}/config/access", json=body)
+    api.post(f"/v1/{mount}/config/access", json=body)
 
 
 def _text(file: str) -> str:

@@ -224,7 +224,8 @@ class Engine:
             answer = connection.getresponse()
             said = answer.read().decode(errors="replace").strip()
         except (OSError, http.client.HTTPException) as error:
-            raise Refused(500, f"consul: {type(error).__name__}") from None
+            why = "i/o timeout" if isinstance(error, TimeoutError) else str(error).lower()
+            raise Refused(500, f"dial tcp {config.get('address')}: {why}") from None
         finally:
             connection.close()
         if answer.status >= 300:

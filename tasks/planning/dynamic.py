@@ -176,7 +176,7 @@ def _told(
         return replace(plan, steps=("configure", *plan.steps))
     if not seen.tokens.held.get(token.role, Slots()).current:
         return plan
-    at, has = f"https://{consul_address(mesh, token)}", seen.mounts[token.mount].consul
+    at, has = consul_url(mesh, token), seen.mounts[token.mount].consul
     if has != at:
         reason = f"the engine reaches Consul at {has}" if has else "the engine is not configured"
     elif stray:
@@ -184,6 +184,11 @@ def _told(
     else:
         return plan
     return replace(plan, steps=(*plan.steps, "configure"), reason=reason)
+
+
+def consul_url(mesh: Mesh, token: DeclaredToken) -> str:
+    """Where the engine is to reach Consul."""
+    return f"https://{consul_address(mesh, token)}"
 
 
 def _role(

@@ -12,6 +12,7 @@ from tasks.planning.dynamic import Definition, plan_engines
 from tasks.planning.engine_audit import engine_findings
 from tasks.planning.rotation import NEW, RETIRE, plan_rotation
 from tasks.planning.rotation_plan import Options, RotationPlan
+from tasks.planning.token_audit import AuditSeen, judge
 from tasks.planning.tokens_seen import Grants, Slots
 from tasks.vault_setup import engine_rules, runbook_policy
 from tests.planning import tokens
@@ -202,6 +203,22 @@ def test_minted_tokens_are_no_strangers_and_others_are():
 
     assert told.todo == ()
     assert [line.split()[2] for line in told.notices] == ["x"]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_the_audit_alarms_on_a_management_token_unless_it_is_the_engines(held: bool):
+    world = good()
+    world.change("c", management=True)
+    world.put("bootstrap", text="Bootstrap Token (Global Management)", grants=MANAGEMENT)
+    world.change("bootstrap", management=True)
+    if not held:
+        world.vault[ENGINE] = Slots()
+    seen = world.look()
+
+    found = judge(world.mesh, AuditSeen(seen.tokens, management="bootstrap", engines=seen.mounts))
+
+    bad = [f.subject for f in found.findings if f.level == "fail"]
+    assert bad == ([] if held else ["management token"])
 
 
 def test_an_access_token_is_no_orphan_of_the_others():
