@@ -150,7 +150,7 @@ def _mints(clients: Clients, api: Api, item: Item) -> None:
             dc = home(clients.mesh, role)
             with secrets_engine.credential(api, role.mount, role.role) as held:
                 token_proof.await_known(clients.consul(dc), dc, held)
-            _given_back(clients, role, [dc], held)
+            _given_back(clients, role, held)
             return
         except Transient:
             raise
@@ -165,25 +165,23 @@ def _mints(clients: Clients, api: Api, item: Item) -> None:
 
 def _mint(clients: Clients, api: Api, item: Item) -> None:
     """A fresh credential may what it must and nothing else, wherever the role is used."""
-    places = item.datacenters(clients.mesh)
     with secrets_engine.credential(api, item.role.mount, item.role.role) as held:
-        for dc in places:
+        for dc in item.datacenters(clients.mesh):
             token_proof.prove(clients.consul(dc), dc, item.role, held)
-    _given_back(clients, item.role, places, held)
+    _given_back(clients, item.role, held)
     _told(f"credential of {item.name} minted, proven and given back", after=held.accessor)
 
 
-def _given_back(clients: Clients, role: DeclaredToken, places: Sequence[str], held: Held) -> None:
-    """Vault ends leases in the background; what is over must be refused."""
-    for dc in places:
-        api = clients.consul(dc)
-        wait_until(
-            lambda api=api: acl_tokens.is_refused(api, held.secret),  # type: ignore[misc]
-            f"credential {held.accessor} of {role.role} to be refused after its end",
-            deadline=REFUSED_DEADLINE,
-            where=dc,
-            remedy="see in Vault's log why it does not revoke leases",
-        )
+def _given_back(clients: Clients, role: DeclaredToken, held: Held) -> None:
+    """Vault ends leases in the background; what is over must be refused where it was made."""
+    dc = home(clients.mesh, role)
+    wait_until(
+        lambda: acl_tokens.is_refused(clients.consul(dc), held.secret),
+        f"credential {held.accessor} of {role.role} to be refused after its end",
+        deadline=REFUSED_DEADLINE,
+        where=dc,
+        remedy="see in Vault's log why it does not revoke leases",
+    )
 
 
 def _end(_: Clients, api: Api, item: Item) -> None:
