@@ -81,6 +81,17 @@ class DeclaredToken(Part):
         default=60.0, ge=0, description="How long the old one stands disarmed before it is revoked."
     )
     max_age_hours: float = Field(default=720.0, gt=0, description="Older than this it is due.")
+    mount: str = Field(default="consul", description="dynamic: mount of the secrets engine.")
+    engine_address: str = Field(
+        default="", description="dynamic: URL at which the engine is asked, if not a node's own."
+    )
+    consul_address: str = Field(
+        default="", description="dynamic: `host:port` at which the engine reaches Consul."
+    )
+    ttl_seconds: int = Field(default=3600, ge=1, description="dynamic: length of a lease.")
+    max_ttl_seconds: int = Field(
+        default=86400, ge=1, description="dynamic: how long a lease can be renewed."
+    )
 
 
 class ForeignToken(Part):
@@ -102,7 +113,10 @@ class CarriedToken(DeclaredToken):
 
 def roles(mesh: Mesh) -> list[DeclaredToken]:
     """Every role that has a token of its own."""
-    return [role for token in mesh.tokens for role in _each(mesh, token)]
+    from blocks import dynamic_tokens
+
+    each = [role for token in mesh.tokens for role in _each(mesh, token)]
+    return [*each, *dynamic_tokens.access_tokens(mesh)]
 
 
 def meant(mesh: Mesh, name: str) -> list[str]:
@@ -174,18 +188,14 @@ def problems(mesh: Mesh) -> Iterator[str]:
     single = [t.role for t in mesh.tokens]
     for what, values in (
         ("tokens.role", single + [t.role for t in roles(mesh) if isinstance(t, CarriedToken)]),
-        ("tokens.path", [t.path.strip("/") for t in mesh.tokens if t.path]),
+        ("tokens.path", [path for t in mesh.tokens if (path := t.path.strip("/"))]),
     ):
         for value, count in Counter(values).items():
             if count > 1:
                 yield f"{what}: {value} is there {count} times"
     for token in mesh.tokens:
         where = f"tokens[{token.role}]"
-        if check := _OF_KIND.get(token.kind):
-            yield from check(where, token, mesh)
-        else:
-            known = ", ".join(_OF_KIND)
-            yield f"{where}.kind: {token.kind} is not rotated yet; known are {known}"
+        yield from _OF_KIND[token.kind](where, token, mesh)
     for number, foreign in enumerate(mesh.foreign_tokens):
         if (foreign.accessor is None) == (foreign.description is None):
             yield f"foreign_tokens[{number}]: name either an accessor or a description"
@@ -216,6 +226,15 @@ def _of_agents(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
     yield from _places(where, token, mesh)
     if not any(_each(mesh, token)):
         yield f"{where}: no agent there carries a token of kind {token.kind}"
+
+
+def _dynamic(where: str, token: DeclaredToken, mesh: Mesh) -> Iterator[str]:
+    from blocks import dynamic_tokens
+
+    yield from dynamic_tokens.problems(where, token, mesh)
+    yield from _grants(where, token, mesh)
+    yield from _places(where, token, mesh)
+    yield from _proof(where, token)
 
 
 def _proof(where: str, token: DeclaredToken) -> Iterator[str]:
@@ -288,4 +307,5 @@ _OF_KIND: dict[TokenKind, Callable[[str, DeclaredToken, Mesh], Iterator[str]]] =
     "gossip": _gossip,
     "ca-provider": _ca_provider,
     **dict.fromkeys(agent_tokens.KINDS, _of_agents),
+    "dynamic": _dynamic,
 }

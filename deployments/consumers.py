@@ -3,7 +3,8 @@ Consumers of the demo: each uses a declared token as a service would, and counts
 
 They stand in for applications, which the lab's are too simple to be: a thread
 reads its role's secret from Vault twice a second and uses it 20 times a second
-through the agent of its service's own host. The servers are real.
+through the agent of its service's own host. One of a role of Vault's Consul
+secrets engine asks for a new credential every second. The servers are real.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from blocks.declared_tokens import DeclaredToken, permissions
 from blocks.errors import MeshError
 from blocks.mesh import connect, load_mesh
-from tasks import consul, token_store, vault
+from tasks import acl_tokens, consul, secrets_engine, token_store, vault
 from tasks.token_proof import allowed
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 HERTZ = 20
 READ_SECONDS = 0.5
+ASK_SECONDS = 1.0  # at the secrets engine, for a new credential
 
 
 class Consumer(threading.Thread):
@@ -76,6 +78,40 @@ class Consumer(threading.Thread):
             return token_store.read(api, mesh, self._role.path).slots.current
 
 
+class Leased(Consumer):
+    """
+    One that asks Vault's Consul secrets engine for credentials of its own.
+
+    It uses a new one once a server of its datacenter knows it: an agent that is
+    asked too soon remembers for half a minute that there is no such token.
+    """
+
+    def __init__(self, connections: Connections, role: DeclaredToken, host: str) -> None:
+        super().__init__(connections, role, host)
+        self._next: token_store.Held | None = None
+        self._asked_at = 0.0
+
+    def _read(self) -> token_store.Held | None:
+        """The newest that is known here; the first is waited for."""
+        if self._next is None and time.monotonic() - self._asked_at > ASK_SECONDS:
+            with secrets_engine.opened(self._connections, self._role) as api:
+                self._next = secrets_engine.issued(api, self._role.mount, self._role.role)
+            self._asked_at = time.monotonic()
+        while self._next and not self._is_known(self._next) and self._held is None:
+            time.sleep(0.1)
+        if self._next and self._is_known(self._next):
+            self._held, self._next = self._next, None
+        return self._held
+
+    def _is_known(self, held: token_store.Held) -> bool:
+        dc = self._connections.topology.datacenter_of(self._host)
+        with self._connections.consul(dc.name).client(dc="") as server:
+            return not acl_tokens.is_refused(server, held.secret)
+
+
+_KINDS: dict[str, type[Consumer]] = {"service": Consumer, "dynamic": Leased}
+
+
 def hosts_of(connections: Connections, role: DeclaredToken) -> list[str]:
     """Where a role's consumers run, in the datacenters in which it is used."""
     mesh = connections.topology
@@ -93,9 +129,9 @@ def consuming(topology: Path) -> Iterator[list[Consumer]]:
     mesh = load_mesh(str(topology), environ=os.environ, use_prefect=False)
     with connect(mesh, environ=os.environ) as connections:
         consumers = [
-            Consumer(connections, role, host)
-            for role in mesh.roles()
-            if role.kind == "service"
+            _KINDS[role.kind](connections, role, host)
+            for role in mesh.tokens
+            if role.kind in _KINDS
             for host in hosts_of(connections, role)
         ]
         for consumer in consumers:
@@ -111,6 +147,7 @@ def told(consumers: list[Consumer]) -> dict[str, Any]:
     """What they saw, in figures."""
     return {
         "consumers": len(consumers),
+        "leased": sum(isinstance(c, Leased) for c in consumers),
         "uses": sum(c.uses for c in consumers),
         "failures": [line for c in consumers for line in c.failures],
         "adopted": sum(len(c.used) > 1 for c in consumers),

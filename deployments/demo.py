@@ -147,6 +147,10 @@ def _play_consumed(console: Console, act: Act, file: Path) -> dict[str, Any]:
         f"{len(failures)} failures",
         style="bold red" if failures else "",
     )
+    console.print(
+        f"{told['leased']} of them asked for leases at the lab's facade: OpenBao has no Consul secrets "
+        "engine; tokens and leases are real"
+    )
     for line in failures[:5]:
         console.print(f"  {line}", style="red")
     return report | {"consumers": told}

@@ -13,6 +13,7 @@ from flows.ca_rotation import CaProvider
 from flows.mesh_lock import MeshLock
 from flows.report import PlanRow
 from flows.rotation import AclTokens
+from flows.rotation_dynamic import SecretsEngines
 from flows.rotation_gossip import GossipKey
 from flows.rotation_way import Outcome, Pace, Way
 from flows.run import Run
@@ -22,7 +23,7 @@ from tasks.planning.plan import Refusal
 from tasks.planning.rotation_plan import Options, RotationPlan, table
 
 # In the order in which they are carried out.
-WAYS: tuple[type[Way], ...] = (AclTokens, CaProvider, GossipKey)
+WAYS: tuple[type[Way], ...] = (AclTokens, SecretsEngines, CaProvider, GossipKey)
 NEVER_DUE = 1e9  # hours
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from blocks import agent_tokens
+from blocks.dynamic_tokens import mounts
 from blocks.errors import Forbidden, Refused
-from tasks import acl_tokens, consul_acl, token_survey
+from tasks import acl_tokens, consul_acl, engine_survey, token_survey
 from tasks.planning.acl_rules import writes_acl
-from tasks.planning.rotation import of_acl
-from tasks.planning.token_audit import AuditSeen, BootToken
+from tasks.planning.token_audit import AuditSeen, BootToken, with_documents
 from tasks.step import fan_out, step
 from tasks.token_clients import Clients
 from tasks.vault_setup import read_secret
@@ -33,7 +33,7 @@ def look(connections: Connections, management: SecretStr) -> AuditSeen:
         Transient: the datacenters' lists differ.
     """
     mesh = connections.topology
-    tokens = token_survey.look(connections, of_acl(mesh), management).tokens
+    tokens = token_survey.look(connections, with_documents(mesh), management).tokens
     with Clients(connections, management) as clients:
         acl_roles = clients.primary.get("/v1/acl/roles").json(list)
         policies = clients.primary.get("/v1/acl/policies").json(list)
@@ -58,6 +58,7 @@ def look(connections: Connections, management: SecretStr) -> AuditSeen:
         ),
         mighty,
         catalogs,
+        engine_survey.look(connections, list(mounts(mesh))),
     )
 
 

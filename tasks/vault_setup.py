@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import SecretStr
 
+from blocks.dynamic_tokens import mounts
 from blocks.errors import Absent, BadInput, Forbidden, NotConverged
 from blocks.topology import Mesh
 from tasks import ca_role, record, vault
@@ -49,7 +50,34 @@ path "auth/token/lookup-accessor" {{ capabilities = ["create", "update"] }}
 path "auth/token/revoke-accessor" {{ capabilities = ["create", "update"] }}
 path "auth/token/lookup-self" {{ capabilities = ["read"] }}
 path "auth/token/renew-self" {{ capabilities = ["update"] }}
-{ca_role.RULES}"""
+{ca_role.RULES}{engine_rules(mesh)}"""
+
+
+def engine_rules(mesh: Mesh) -> str:
+    """
+    What the runbooks may do at Vault's Consul secrets engine; nothing without a role of it.
+
+    Vault asks for `sudo` to list leases. The token that asks for a credential
+    is made for that alone, so that its end is the lease's.
+    """
+    rules = []
+    for mount, roles in mounts(mesh).items():
+        rules += [
+            f'path "{mount}/config/access" {{ capabilities = ["create", "read", "update"] }}',
+            f'path "{mount}/roles/*" {{ capabilities = ["create", "read", "update"] }}',
+        ]
+        for name in (role.role for role in roles):
+            leases = f"sys/leases/lookup/{mount}/creds/{name}/"
+            rules += [
+                f'path "{mount}/creds/{name}" {{ capabilities = ["read"] }}',
+                f'path "{leases}" {{ capabilities = ["list", "sudo"] }}',
+            ]
+    if rules:
+        rules += [
+            f'path "{path}" {{ capabilities = ["create", "update"] }}'
+            for path in ("sys/leases/lookup", "sys/leases/revoke", "auth/token/create")
+        ]
+    return "".join(f"{rule}\n" for rule in rules)
 
 
 def ca_policy(mesh: Mesh) -> str:

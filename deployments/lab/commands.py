@@ -145,6 +145,9 @@ def _status(args: argparse.Namespace) -> int:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         print(f"  {'  '.join(cells)}  {row[4]}".rstrip())
+    print(
+        f"\n  {seen['facade']} is a facade: OpenBao, and beside it a Consul secrets engine of the lab's"
+    )
     return DONE
 
 

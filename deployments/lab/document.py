@@ -76,7 +76,7 @@ def topology(
             {"source": "reporting-agent", "destination": "payment-processor", "action": "deny"},
         ],
         "certificates": [c for h in layout.hosts for c in _certificates(h)],
-        "tokens": _tokens(),
+        "tokens": [*_tokens(), _leased(layout)],
         "journal": str(layout.directory / "journal.jsonl"),
     }
 
@@ -194,6 +194,29 @@ def _tokens() -> list[dict[str, Any]]:
         {"role": "gossip-key", "kind": "gossip", "path": "consul/gossip", "soak_seconds": 2.0},
         {"role": "consul-ca", "kind": "ca-provider", "soak_seconds": 2.0},
     ]
+
+
+def _leased(layout: Layout) -> dict[str, Any]:
+    """
+    A role of the Consul secrets engine, which the lab has in its facade alone.
+
+    Its consumers ask for a credential every second and use it as soon as it is
+    replicated: with the overlap none of them is ever cut off.
+    """
+    return {
+        "role": "catalog-reader",
+        "kind": "dynamic",
+        "mount": "consul",
+        "engine_address": layout.facade_url,
+        "policies": ["mesh-catalog-read"],
+        "consumers": ["reporting-agent"],
+        "may": ["service read payment-processor"],
+        "may_not": ["kv write reports/daily", "acl read"],
+        "ttl_seconds": 10,
+        "max_ttl_seconds": 60,
+        "overlap_seconds": 3.5,
+        "soak_seconds": 2.0,
+    }
 
 
 def _certificates(host: LabHost) -> list[dict[str, str]]:

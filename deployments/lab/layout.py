@@ -205,6 +205,20 @@ class Layout:
         """URL that Consul's CA provider uses; follows the active node."""
         return f"https://{self.vault_balancer}:{VAULT_PORT}"
 
+    @property
+    def facade_address(self) -> str:
+        """
+        Address of the facade in front of Vault, port `VAULT_PORT`, HTTPS.
+
+        It adds the Consul secrets engine, which OpenBao has not (see `facade`).
+        """
+        return f"{self.network}.0.40"
+
+    @property
+    def facade_url(self) -> str:
+        """Base URL of the facade."""
+        return f"https://{self.facade_address}:{VAULT_PORT}"
+
 
 def certificate_path(server: str) -> str:
     """Where a host keeps the certificate of its `vault` or `consul`."""

@@ -192,6 +192,7 @@ def _ports(lab: Layout) -> Iterator[tuple[str, int]]:
     yield lab.aws_address, layout.AWS_PORT
     yield lab.proxmox_address, layout.PROXMOX_PORT
     yield lab.vault_balancer, layout.VAULT_PORT
+    yield lab.facade_address, layout.VAULT_PORT
     for host in lab.hosts:
         ports = {layout.SSH_PORT, *(p for s in host.services for p in (s.port, s.sidecar_port))}
         if "vault" in host.roles:

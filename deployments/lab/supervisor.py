@@ -32,6 +32,7 @@ from deployments.lab.proxmox import Proxmox
 
 TICK_SECONDS = 0.2
 BOOT_DEADLINE_SECONDS = 30.0
+FACADE_SECONDS = 1.0  # between two starts of it
 
 
 class Supervisor:
@@ -52,15 +53,18 @@ class Supervisor:
         self.began = time.monotonic()
         self._stop_read, self._stop_write = os.pipe()
         self._watchdog: subprocess.Popen[bytes] | None = None
-        self._lifeline = -1
+        self._facade: subprocess.Popen[bytes] | None = None
+        self._facade_again = 0.0
+        self._line = self._lifeline = -1
 
     def start(self) -> None:
         """Bring up the clouds; every host is off."""
-        read, self._lifeline = os.pipe()
+        self._line, self._lifeline = os.pipe()
         self._watchdog = self.power.spawn(
-            [sys.executable, "-I", "-S", str(Path(processes.__file__)), self.layout.id], stdin=read
+            [sys.executable, "-I", "-S", str(Path(processes.__file__)), self.layout.id],
+            stdin=self._line,
         )
-        os.close(read)
+        self._keep_facade()
         self.aws.start()
         self.proxmox.serve()
         self.proxmox.wait(self.balancer.start())
@@ -76,7 +80,17 @@ class Supervisor:
             if self._watchdog.returncode is not None:
                 print("the watchdog is gone, so the lab ends", file=sys.stderr)
                 return 1
+            self._keep_facade()
         return 0
+
+    def _keep_facade(self) -> None:
+        """The facade of the Consul secrets engine runs; one that ended is started again."""
+        if time.monotonic() < self._facade_again:
+            return
+        if self._facade is None or self._facade.returncode is not None:
+            self._facade_again = time.monotonic() + FACADE_SECONDS
+            command = [sys.executable, "-m", "deployments.lab.facade", str(self.layout.directory)]
+            self._facade = self.power.spawn(command, stdin=self._line)
 
     def stop(self) -> None:
         """Have `run` return."""
@@ -119,6 +133,7 @@ class Supervisor:
             "seconds": round(time.monotonic() - self.began, 1),
             "aws": self.layout.aws_url,
             "proxmox": self.layout.proxmox_url,
+            "facade": self.layout.facade_url,
             "hosts": [
                 self._host(h, states.get(h.name, "terminated"), active[h.name])
                 for h in self.layout.hosts

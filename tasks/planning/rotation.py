@@ -9,13 +9,15 @@ away. An interrupted rotation is finished before a new one of its role begins.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Literal
 
 from blocks import agent_tokens
 from blocks.declared_tokens import CarriedToken, DeclaredToken, ForeignToken, TokenKind
 from blocks.topology import Mesh
+from tasks.planning.minted import minted_for
 from tasks.planning.plan import Refusal
 from tasks.planning.rotation_plan import Options, RotationPlan, TokenPlan
 from tasks.planning.tokens_seen import (
@@ -64,6 +66,21 @@ def of_acl(mesh: Mesh) -> list[DeclaredToken]:
 def plan_rotation(mesh: Mesh, seen: TokensSeen, options: Options) -> RotationPlan:
     """Every role's way to one live token, and what of Consul's tokens no role has."""
     chosen = [t for t in of_acl(mesh) if not options.roles or t.role in options.roles]
+    planned = plan_roles(mesh, seen, chosen, options)
+    if planned.refusals:
+        return planned
+    swept = _orphans(mesh, seen, options, {r.where for r in planned.blocked})
+    return replace(
+        planned,
+        tokens=(*planned.tokens, *swept),
+        notices=(*planned.notices, *_removed(mesh, seen, options), *_strangers(mesh, seen)),
+    )
+
+
+def plan_roles(
+    mesh: Mesh, seen: TokensSeen, chosen: Sequence[DeclaredToken], options: Options
+) -> RotationPlan:
+    """The way of each of these roles, whose token is an ACL token; of no other token."""
     if refusals := tuple(_own(seen, chosen)):
         return RotationPlan(refusals=refusals)
     plans: list[TokenPlan] = []
@@ -82,10 +99,7 @@ def plan_rotation(mesh: Mesh, seen: TokensSeen, options: Options) -> RotationPla
         if drift := _drift(mesh, seen, token):
             after = "is put back" if "put back" in plan.steps else "is left so, as declared"
             notices.append(f"{token.role}: {drift}; it {after}")
-    swept = list(_orphans(mesh, seen, options, {r.where for r in blocked}))
-    notices += _removed(mesh, seen, options)
-    notices += _strangers(mesh, seen)
-    return RotationPlan((*plans, *swept), tuple(blocked), notices=tuple(notices))
+    return RotationPlan(tuple(plans), tuple(blocked), notices=tuple(notices))
 
 
 def _own(seen: TokensSeen, chosen: Iterable[DeclaredToken]) -> Iterator[Refusal]:
@@ -262,8 +276,11 @@ def _orphans(
 
 def _unheld(mesh: Mesh, seen: TokensSeen) -> Iterator[tuple[str, TokenSeen]]:
     held = {accessor for slots in seen.held.values() for accessor in slots}
+    others = {t.role for t in mesh.roles() if t.kind not in KINDS}  # each kind sees to its own
     for where, token in seen.every(mesh.primary):
-        if token.role and token.accessor not in held and not foreign(mesh.foreign_tokens, token):
+        if not token.role or token.accessor in held or token.role in others:
+            continue
+        if not foreign(mesh.foreign_tokens, token):
             yield where, token
 
 
@@ -293,6 +310,7 @@ def _strangers(mesh: Mesh, seen: TokensSeen) -> Iterator[str]:
             token.role
             or token.accessor in {ANONYMOUS, seen.own, *held}
             or token.description in seen.of_the_boot
+            or minted_for(mesh, token.description)
             or foreign(mesh.foreign_tokens, token)
         )
         if not known:

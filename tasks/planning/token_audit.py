@@ -12,7 +12,11 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from blocks.declared_tokens import DeclaredToken
+from blocks.dynamic_tokens import access_tokens
 from blocks.topology import Mesh
+from tasks.planning.dynamic import MountSeen
+from tasks.planning.engine_audit import engine_findings
+from tasks.planning.minted import minted_for
 from tasks.planning.plan import compress
 from tasks.planning.rotation import foreign, of_acl
 from tasks.planning.tokens_seen import (
@@ -54,6 +58,12 @@ class AuditSeen:
     managing: frozenset[str] = frozenset()  # ACL roles that grant global-management, or mighty ones
     mighty: frozenset[str] = frozenset()  # policies with `acl = "write"`: management in effect
     services: Mapping[str, frozenset[str]] = field(default_factory=dict)  # by datacenter
+    engines: Mapping[str, MountSeen] = field(default_factory=dict)  # of Consul secrets, by mount
+
+
+def with_documents(mesh: Mesh) -> list[DeclaredToken]:
+    """The roles of which Vault holds a token's ids and secret."""
+    return [*of_acl(mesh), *access_tokens(mesh)]
 
 
 def judge(mesh: Mesh, seen: AuditSeen) -> Verdict:
@@ -65,6 +75,7 @@ def judge(mesh: Mesh, seen: AuditSeen) -> Verdict:
             *_some("orphans", _orphans(mesh, seen)),
             *_some("strangers", _strangers(mesh, seen)),
             *_declared(mesh, seen),
+            *_some("consul secrets engine", engine_findings(mesh, seen.tokens, seen.engines)),
             *_of_the_boot(mesh, seen),
             *_some("legacy tokens", _legacy(mesh, seen)),
             *_some("tokens with nobody behind", _nobody(mesh, seen)),
@@ -174,7 +185,10 @@ def _anonymous(seen: AuditSeen) -> Iterator[Finding]:
 
 def _management(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
     kind, place = "management tokens", f"{mesh.vault.kv_mount}/consul/bootstrap"
+    # The engine can do without no management token, and what Vault holds for it is its own.
+    engines = {a for t in access_tokens(mesh) for a in seen.tokens.held.get(t.role, Slots())}
     live = [t for _, t in seen.tokens.every(mesh.primary) if _manages(mesh, seen, t)]
+    live = [t for t in live if t.accessor not in engines]
     the_one = seen.management or seen.tokens.own
     beside = [t for t in live if t.accessor != the_one]
     if not seen.management:
@@ -216,7 +230,7 @@ def _by(seen: AuditSeen, token: TokenSeen) -> str:
 
 def _orphans(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
     names = {token.description: token.name for token in seen.boot}
-    declared = {token.role for token in of_acl(mesh)}
+    declared = {token.role for token in with_documents(mesh)}
     for token in _unknown(mesh, seen):
         if token.role and token.role not in declared:
             yield Finding(
@@ -244,7 +258,7 @@ def _orphans(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
 def _strangers(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
     boot = {token.description for token in seen.boot}
     for token in _unknown(mesh, seen):
-        if token.role or token.description in boot:
+        if token.role or token.description in boot or minted_for(mesh, token.description):
             continue
         own = "; this run was given it" if token.accessor == seen.tokens.own else ""
         yield Finding(
@@ -257,19 +271,21 @@ def _strangers(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
 
 def _declared(mesh: Mesh, seen: AuditSeen) -> Iterator[Finding]:
     good = 0
-    new = [t.role for t in of_acl(mesh) if not any(seen.tokens.held.get(t.role, Slots()))]
+    new = [t.role for t in with_documents(mesh) if not any(seen.tokens.held.get(t.role, Slots()))]
     new = [role for role in new if role not in seen.tokens.unreadable]
     if new:
         yield Finding("warn", "declared tokens", f"no token yet: {compress(new)}", ROTATE)
     bad: list[Finding] = []
-    for token in of_acl(mesh):
+    for token in with_documents(mesh):
         if token.role not in new:
             found = list(_role(mesh, seen, token))
             bad += found
             good += not found
     yield from _some("declared tokens", bad)
     if good:
-        yield Finding("ok", "declared tokens", f"{good} of {len(of_acl(mesh))} live as declared")
+        yield Finding(
+            "ok", "declared tokens", f"{good} of {len(with_documents(mesh))} live as declared"
+        )
 
 
 def _role(mesh: Mesh, seen: AuditSeen, token: DeclaredToken) -> Iterator[Finding]:

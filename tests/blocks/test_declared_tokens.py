@@ -37,13 +37,6 @@ def test_a_token_needs_no_more_than_what_cannot_be_guessed():
     ("change", "line"),
     [
         (
-            {"kind": "dynamic"},
-            (
-                "tokens[payments].kind: dynamic is not rotated yet; known are service, gossip, "
-                "ca-provider, agent, default, replication, config_file_service_registration"
-            ),
-        ),
-        (
             {"kind": "robot"},
             (
                 "tokens[payments].kind: input should be 'service', 'agent', 'default', "

@@ -6,7 +6,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import count
-from typing import Any
+from typing import Any, Self
 
 from blocks.topology import Mesh, parse
 from tasks.planning.rotation import Do, home
@@ -57,15 +57,14 @@ class World:
     def __post_init__(self) -> None:
         self.consul = {dc.name: {} for dc in self.mesh.datacenters} | self.consul
 
-    def copy(self) -> World:
-        """Another world just like it; the topology is shared."""
-        return replace(
-            self,
-            vault=dict(self.vault),
-            consul=self._tokens(),
-            numbers=copy(self.numbers),
-            carried=dict(self.carried),
-        )
+    def copy(self) -> Self:
+        """Another world just like it; what never changes is shared."""
+        made = copy(self)
+        made.vault = dict(self.vault)
+        made.consul = self._tokens()
+        made.numbers = copy(self.numbers)
+        made.carried = dict(self.carried)
+        return made
 
     def _tokens(self) -> dict[str, dict[str, TokenSeen]]:
         return {name: dict(tokens) for name, tokens in self.consul.items()}
