@@ -9,7 +9,7 @@ from blocks.errors import BadInput
 from blocks.nearest import unknown
 from flows.report import PlanRow
 from flows.rotation import AclTokens
-from flows.rotation_way import Outcome, Pace, Way
+from flows.rotation_way import Outcome, Pace, Way, row
 from flows.run import Run
 from flows.runbook import runbook
 from tasks import token_survey
@@ -19,6 +19,7 @@ from tasks.planning.rotation_plan import Options, RotationPlan, table
 # In the order in which they are carried out.
 WAYS: tuple[type[Way], ...] = (AclTokens,)
 NEVER_DUE = 1e9  # hours
+MOST_TOLD = 20  # failures that are told one by one; the table of items has all
 
 
 @runbook("token-rotation")
@@ -74,6 +75,7 @@ def token_rotation(
         notices=[*notices, *(f"left as it is: {reason}" for reason in blocked)],
     )
     run.stands = lambda: _stands(ways)
+    run.recorder.items = lambda: [row(o) for way in ways for o in way.outcomes()]
     outcomes: list[Outcome] = []
     after = plans
     if any(plan.todo for plan in plans):
@@ -130,8 +132,12 @@ def _verify(
         run.recorder.check(f"{reason.where} can be rotated", False, f"{reason.error}; {reason.do}")
     failed = [o for o in outcomes if o.failed_at]
     left_out = [o for o in outcomes if not o.begun]
-    for one in failed:
+    for one in failed[:MOST_TOLD]:
         run.recorder.check(f"{one.name} through {one.failed_at}", False, one.error)
+    if len(failed) > MOST_TOLD:
+        run.recorder.check(
+            f"{len(failed) - MOST_TOLD} more", False, "the table of items has each with its error"
+        )
     apart = {one.role for one in (*failed, *left_out)}
     left = [token for plan in after for token in plan.todo if token.role not in apart]
     kept = [token for plan in after for token in plan.tokens if not token.steps]
