@@ -30,7 +30,7 @@ def token_rotation(
     older_than: float | None = None,
     soak: float | None = None,
     retire: list[str] = [],  # noqa: B006
-    batch_size: int = 100,
+    batch_size: int = 1000,
     max_in_flight: int = 8,
     error_threshold: int = 1,
 ) -> None:
@@ -111,7 +111,7 @@ def _check(
         if name in known
     ]
     for name, value, most in (
-        ("batch_size", batch_size, 1000),
+        ("batch_size", batch_size, 10000),
         ("max_in_flight", max_in_flight, 64),
         ("error_threshold", error_threshold, 1000),
     ):
