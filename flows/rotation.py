@@ -135,11 +135,13 @@ class AclTokens(Way):
     @contextmanager
     def _stage(self, name: str, items: Sequence[Item]) -> Iterator[Stage]:
         """A stage of its own; one of many batches shows in the stage of them all."""
-        several = self._whole is not None
+        several, began = self._whole is not None, time.monotonic()
         if self._whole:
             self._whole.say(f"batch{self._suffix}: {name}")
         with self.run.stage(f"{name}{self._suffix}", of=len(items), part=several) as stage:
             yield stage
+        took: dict[str, float] = self.run.measures.setdefault("seconds_by_step", {})
+        took[name] = round(took.get(name, 0.0) + time.monotonic() - began, 2)
 
     def _counted(self, stage: Stage) -> Callable[[], None]:
         def count() -> None:

@@ -31,7 +31,7 @@ def token_rotation(
     soak: float | None = None,
     retire: list[str] = [],  # noqa: B006
     batch_size: int = 1000,
-    max_in_flight: int = 8,
+    max_in_flight: int = 32,
     error_threshold: int = 1,
 ) -> None:
     """

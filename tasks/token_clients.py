@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import SecretStr
 
-from blocks.errors import NoLeader
+from blocks.errors import MeshError, NoLeader, NotConverged
 from tasks import consul, vault
 
 if TYPE_CHECKING:
     from blocks.http import Api
     from blocks.mesh import Connections
 
+T = TypeVar("T")
+
 # After that, who leads is looked at anew, and a login that nears its end renewed.
 KEEP_SECONDS = 30.0
+LOOK_SECONDS = 2.0  # what one worker saw of that, those who begin with it need not look at again
 
 
 class Clients:
@@ -35,9 +38,12 @@ class Clients:
     at anew, so that a repeated step goes to those that live.
     """
 
-    def __init__(self, connections: Connections, management: SecretStr) -> None:
+    def __init__(
+        self, connections: Connections, management: SecretStr, crew: Crew | None = None
+    ) -> None:
         self.connections, self.mesh = connections, connections.topology
         self._management = management
+        self._crew = crew or Crew()
         self.opened = self.began = time.monotonic()
         self.seen_well: set[tuple[str, str]] = set()  # consumers, since `began`
         self._made: dict[str, Api] = {}
@@ -57,12 +63,16 @@ class Clients:
 
     @property
     def vault(self) -> Api:
-        """Vault's active node, logged in as the runbooks."""
+        """
+        Vault's active node, logged in as the runbooks.
+
+        Raises:
+            NoLeader: no node is active, and none became so.
+        """
         if "vault" not in self._made:
             cluster = self.connections.vault()
-            host = vault.await_active(self.connections)
-            node = cluster.node(host, token=cluster.login())
-            self._made["vault"] = self._closing.enter_context(node)
+            host, token = self._crew.seen("vault", self._active_node)
+            self._made["vault"] = self._closing.enter_context(cluster.node(host, token=token))
         return self._made["vault"]
 
     def consul(self, datacenter: str) -> Api:
@@ -73,20 +83,31 @@ class Clients:
             NoLeader: no server answers.
         """
         if (key := f"consul {datacenter}") not in self._made:
-            dc = self.mesh.datacenter(datacenter)
-            up = [
-                s
-                for s in (consul.look_at_server(self.connections, h) for h in dc.consul.servers)
-                if s.state in {"leading", "following"}
-            ]
-            if not up:
-                raise NoLeader("no server answers", where=datacenter)
-            best = min(up, key=lambda s: s.state != "leading")
+            host = self._crew.seen(key, lambda: self._best_server(datacenter))
             client = self.connections.consul(datacenter).client(
-                consul.url(self.connections, best.host), token=self._management, dc=""
+                consul.url(self.connections, host), token=self._management, dc=""
             )
             self._made[key] = self._closing.enter_context(client)
         return self._made[key]
+
+    def _active_node(self) -> tuple[str, SecretStr]:
+        try:
+            host = vault.await_active(self.connections)
+        except NotConverged as error:
+            # No role's fault: the step as a whole is repeated, or fails.
+            raise NoLeader(error.message, where="vault", remedy=error.remedy) from None
+        return host, self.connections.vault().login()
+
+    def _best_server(self, datacenter: str) -> str:
+        servers = self.mesh.datacenter(datacenter).consul.servers
+        up = [
+            s
+            for s in (consul.look_at_server(self.connections, host) for host in servers)
+            if s.state in {"leading", "following"}
+        ]
+        if not up:
+            raise NoLeader("no server answers", where=datacenter)
+        return min(up, key=lambda s: s.state != "leading").host
 
     @property
     def primary(self) -> Api:
@@ -100,6 +121,8 @@ class Crew:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: list[tuple[SecretStr, Clients]] = []
+        self._looking = threading.Lock()
+        self._seen: dict[str, tuple[float, Any]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -115,6 +138,31 @@ class Crew:
                     return self._idle.pop(number)[1]
         return None
 
+    def seen(self, what: str, look: Callable[[], T]) -> T:
+        """
+        What `look` sees, or what somebody saw a moment ago and nobody stumbled over since.
+
+        An error too: of thirty who wait for a node that does not come, one waits.
+        """
+        with self._looking:
+            at, found = self._seen.get(what, (-LOOK_SECONDS, None))
+            if time.monotonic() - at >= LOOK_SECONDS:
+                try:
+                    found = look()
+                except MeshError as error:
+                    found = error
+                self._seen[what] = (time.monotonic(), found)
+            if isinstance(found, MeshError):
+                raise found
+            known: T = found
+            return known
+
+    def _stumbled(self) -> None:
+        """What was seen to serve may serve no more."""
+        for what, (_, found) in list(self._seen.items()):
+            if not isinstance(found, MeshError):
+                self._seen.pop(what, None)
+
     @contextmanager
     def at_work(self, connections: Connections, management: SecretStr) -> Iterator[Clients]:
         """
@@ -125,10 +173,11 @@ class Crew:
         """
         while (clients := self._taken(management)) is not None and not clients.begin():
             clients.__exit__()
-        clients = clients or Clients(connections, management)
+        clients = clients or Clients(connections, management, self)
         try:
             yield clients
         except BaseException:
+            self._stumbled()
             clients.__exit__()
             raise
         with self._lock:

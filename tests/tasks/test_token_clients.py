@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from blocks.credentials import Credentials
-from blocks.errors import Unreachable
+from blocks.errors import NoLeader, Unreachable
 from blocks.mesh import Connections
 from tasks import token_clients
 from tasks.token_clients import Clients, at_work
@@ -88,3 +88,34 @@ def test_nothing_stays_open_when_the_connections_close():
 
     assert closing.closed
     assert worked(connections)[0] is not first
+
+
+def test_who_serves_is_looked_at_once_for_all_who_begin_together_and_anew_after_an_error(
+    connections: Connections,
+):
+    looked: list[int] = []
+
+    def look() -> int:
+        looked.append(len(looked))
+        return looked[-1]
+
+    with at_work(connections, OURS) as one, at_work(connections, OURS) as other:
+        assert one._crew.seen("vault", look) == other._crew.seen("vault", look) == 0
+    with pytest.raises(Unreachable), at_work(connections, OURS):
+        raise Unreachable("reset", where="vault")
+    with at_work(connections, OURS) as again:
+        assert again._crew.seen("vault", look) == 1
+
+
+def test_of_many_who_wait_for_what_does_not_come_one_waits(connections: Connections):
+    waited: list[int] = []
+
+    def look() -> int:
+        waited.append(1)
+        raise NoLeader("no node is active", where="vault")
+
+    for _ in range(3):
+        with pytest.raises(NoLeader), at_work(connections, OURS) as clients:
+            clients._crew.seen("vault", look)
+
+    assert len(waited) == 1
