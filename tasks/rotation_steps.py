@@ -339,7 +339,8 @@ def _arm(
     failed: list[MeshError] = []
 
     def some(part: Sequence[Item]) -> None:
-        with at_work(connections, management) as clients:
+        # New clients: what they were used for before may be what went wrong.
+        with Clients(connections, management) as clients:
             for item in part:
                 try:
                     _rearm(clients, item)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from pydantic import SecretStr
 
 from blocks.errors import MeshError, NoLeader, NotConverged
-from tasks import consul, vault
+from tasks import consul, stopping, vault
 
 if TYPE_CHECKING:
     from blocks.http import Api
@@ -149,6 +149,8 @@ class Crew:
             if time.monotonic() - at >= LOOK_SECONDS:
                 try:
                     found = look()
+                except stopping.Stopped:
+                    raise  # what puts things back afterwards is to look all the same
                 except MeshError as error:
                     found = error
                 self._seen[what] = (time.monotonic(), found)

@@ -11,6 +11,7 @@ from blocks.credentials import Credentials
 from blocks.errors import NoLeader, Unreachable
 from blocks.mesh import Connections
 from tasks import token_clients
+from tasks.stopping import Stopped
 from tasks.token_clients import Clients, at_work
 from tests.planning.tokens import declared, mesh
 
@@ -105,6 +106,16 @@ def test_who_serves_is_looked_at_once_for_all_who_begin_together_and_anew_after_
         raise Unreachable("reset", where="vault")
     with at_work(connections, OURS) as again:
         assert again._crew.seen("vault", look) == 1
+
+
+def test_a_stop_is_not_remembered_for_what_puts_back(connections: Connections):
+    def stopped() -> int:
+        raise Stopped("stopped by SIGTERM")
+
+    with pytest.raises(Stopped), at_work(connections, OURS) as clients:
+        clients._crew.seen("vault", stopped)
+    with at_work(connections, OURS) as clients:
+        assert clients._crew.seen("vault", lambda: 1) == 1
 
 
 def test_of_many_who_wait_for_what_does_not_come_one_waits(connections: Connections):
