@@ -1,13 +1,14 @@
 """
 The figures of the README, as ratios measured in one run on one machine.
 
-    python -m benchmarks [--runs N]
+    python -m benchmarks [--runs N] [--only PART]
 
 Whole commands are timed, the start of Python included, from the dark to the end
 of the runbook's process and to the last proof of the bare script. The lab's machines
 boot without the simulated wait of 0.3 s that they have otherwise: the bare script has no
 machines. A pair is measured in turn, A B A B, so that a machine whose speed drifts slows both; the median of
 the pairs' ratios is what counts. Results go to benchmarks/results/*.json.
+`BENCH=full` rotates ten thousand tokens too.
 """
 
 from __future__ import annotations
@@ -21,69 +22,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bare_boot, planning
+from benchmarks import bare_boot, planning, rotation
+from benchmarks.lab import Lab
 
 RESULTS = Path(__file__).parent / "results"
-NETWORK, BARE_NETWORK = "127.86", "127.87"
+BARE_NETWORK = "127.87"
 LONGEST = 600.0
 MOST_RATIO = 1.25
 MOST_MEGABYTES = 250
 MOST_PLAN_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Boot:
-    """One cold boot from the dark: whole command, and what its report says."""
-
-    wall: float
-    report: dict[str, Any]
-
-    @property
-    def megabytes(self) -> float:
-        """Peak memory of the flow's process."""
-        return float(self.report["measures"]["peak_rss_mb"])
-
-
-class Lab:
-    """A lab in a directory of its own, driven as an operator drives it."""
-
-    def __init__(self, directory: Path, size: str) -> None:
-        self.size = size
-        self.environ = os.environ | {
-            "MESH_LAB_DIR": str(directory),
-            "MESH_LAB_NETWORK": NETWORK,
-            "MESH_LAB_BOOT_SECONDS": "0",  # a simulated wait is nobody's time
-        }
-
-    def mesh(self, *arguments: str) -> str:
-        """Run a `mesh` command to its end; its output."""
-        done = subprocess.run(
-            [sys.executable, "-m", "deployments.cli", *arguments],
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            timeout=LONGEST,
-            check=False,
-        )
-        if done.returncode:
-            raise SystemExit(f"mesh {' '.join(arguments)}: {done.stderr[-3000:]}")
-        return done.stdout
-
-    def boot(self, *options: str) -> Boot:
-        """One verified cold boot."""
-        began = time.monotonic()
-        out = self.mesh("run", "cold-boot", "--mesh", "lab", "--json", "--engine", "none", *options)
-        return Boot(time.monotonic() - began, json.loads(out.splitlines()[-1]))
-
-    def restart(self, *options: str) -> Boot:
-        """Everything dark at once, then one cold boot."""
-        self.mesh("lab", "power-cut")
-        return self.boot(*options)
 
 
 def bare(directory: Path, size: str, boot: str, *, keep: bool = False) -> dict[str, Any]:
@@ -159,36 +110,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the results and print the ratios; 1 if a bound is missed."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="pairs a size")
+    parser.add_argument("--only", choices=sorted(PARTS), help="one part of all")
     given = parser.parse_args(argv)
     RESULTS.mkdir(exist_ok=True)
-    planned = planning.measure()
-    with tempfile.TemporaryDirectory(prefix="mesh-bench-") as scratch:
-        booted = cold_boot(Path(scratch), given.runs)
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    machine = {"cpus": os.cpu_count(), "python": sys.version.split()[0], "at": at}
-    for name, found in (("cold_boot", booted), ("planning", planned)):
+    missed = 0
+    for name in [given.only] if given.only else PARTS:
+        with tempfile.TemporaryDirectory(prefix="mesh-bench-") as scratch:
+            found, rows = PARTS[name](Path(scratch), given.runs)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        machine = {"cpus": os.cpu_count(), "python": sys.version.split()[0], "at": at}
         text = json.dumps({"machine": machine, **found}, indent=1)
         (RESULTS / f"{name}.json").write_text(text + "\n")
-    rows = [
+        for row in rows:
+            missed += _told(*row)
+    return 1 if missed else 0
+
+
+def _told(name: str, value: float, least: float | None = None, most: float | None = None) -> bool:
+    """Print a figure and its bound; whether it is missed."""
+    bound = f"at most {most}" if most is not None else f"at least {least}" if least else ""
+    over = (most is not None and value > most) or (least is not None and value < least)
+    print(f"  {name:<52} {value:>8}  {bound}{'  MISSED' if over else ''}", flush=True)
+    return over
+
+
+Rows = list[tuple[str, float, float | None, float | None]]
+
+
+def _planning(_scratch: Path, _runs: int) -> tuple[dict[str, Any], Rows]:
+    found = planning.measure()
+    return found, [
+        ("planning 1,000 hosts in process, s", found["seconds"], None, MOST_PLAN_SECONDS)
+    ]
+
+
+def _cold_boot(scratch: Path, runs: int) -> tuple[dict[str, Any], Rows]:
+    booted = cold_boot(scratch, runs)
+    return booted, [
         (
             "cold boot, whole command / bare script, 3 servers",
             booted["runbook_to_bare"],
+            None,
             MOST_RATIO,
         ),
-        ("cold boot, whole command / bare script, 1 server", booted["runbook_to_bare_small"], None),
-        ("cold boot, 3 servers a role / 1", booted["three_servers_to_one"], None),
-        ("  the same of the bare script", booted["three_servers_to_one_bare"], None),
-        ("cold boot, 2 datacenters / 1", booted["two_datacenters_to_one"], None),
-        ("peak memory of the flow's process, MB", booted["peak_megabytes"], MOST_MEGABYTES),
-        ("planning 1,000 hosts in process, s", planned["seconds"], MOST_PLAN_SECONDS),
+        (
+            "cold boot, whole command / bare script, 1 server",
+            booted["runbook_to_bare_small"],
+            None,
+            None,
+        ),
+        ("cold boot, 3 servers a role / 1", booted["three_servers_to_one"], None, None),
+        ("  the same of the bare script", booted["three_servers_to_one_bare"], None, None),
+        ("cold boot, 2 datacenters / 1", booted["two_datacenters_to_one"], None, None),
+        ("peak memory of the flow's process, MB", booted["peak_megabytes"], None, MOST_MEGABYTES),
     ]
-    missed = 0
-    for name, value, most in rows:
-        bound = f"at most {most}" if most is not None else ""
-        over = most is not None and value > most
-        missed += over
-        print(f"  {name:<52} {value:>8}  {bound}{'  MISSED' if over else ''}")
-    return 1 if missed else 0
+
+
+def _rotation(scratch: Path, _runs: int) -> tuple[dict[str, Any], Rows]:
+    cache = Path(__file__).parents[1] / ".lab"
+    found = rotation.measure(scratch, full=os.environ.get("BENCH") == "full", cache=cache)
+    return found, rotation.rows(found)
+
+
+PARTS = {"planning": _planning, "cold_boot": _cold_boot, "rotation": _rotation}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Call:
     """One request to one server. `what` never holds a secret."""
 
@@ -37,11 +37,13 @@ class Observer(Protocol):
 
 
 class Ledger:
-    """Counts what this process did to the world."""
+    """Counts what this process did to the world; `keep`: and keeps each call that changed it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep: bool = True) -> None:
         self._lock = threading.Lock()
+        self._keep = keep
         self.calls = 0
+        self.mutations = 0
         self.mutating: list[Call] = []
 
     def before(self, call: Call) -> None:
@@ -49,7 +51,9 @@ class Ledger:
         with self._lock:
             self.calls += 1
             if call.mutates:
-                self.mutating.append(call)
+                self.mutations += 1
+                if self._keep:
+                    self.mutating.append(call)
 
     def after(self, call: Call) -> None:
         """Nothing to add: a call counts from the moment it may have left."""

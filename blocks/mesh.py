@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -45,7 +45,7 @@ class Connections:
     """
     The connections of one mesh. Safe to use from many threads.
 
-    Each is made once. `close` closes the SSH connections that were kept.
+    Each is made once. `close` closes what was kept open: SSH connections, clients at work.
     """
 
     def __init__(self, topology: Mesh, credentials: Credentials) -> None:
@@ -53,6 +53,7 @@ class Connections:
         self._credentials = credentials
         self._made: dict[Any, Any] = {}
         self._lock = threading.RLock()
+        self._kept: set[str] = set()
         self._closing = ExitStack()
 
     def __enter__(self) -> Self:
@@ -64,7 +65,8 @@ class Connections:
     def close(self) -> None:
         """Close what was kept open; what is used afterwards is opened anew."""
         with self._lock:
-            self._made.pop("hosts", None)
+            while self._kept:
+                self._made.pop(self._kept.pop(), None)
             self._closing.close()
 
     def check(self) -> None:
@@ -124,13 +126,23 @@ class Connections:
         """SSH connections to the mesh's hosts, one kept for each."""
         from blocks.ssh import HostAccess
 
-        def make() -> SshPool:
+        def make() -> AbstractContextManager[SshPool]:
             access = self._block("hosts", HOSTS, HostAccess)
             if access.key_file:
                 access = access.model_copy(update={"key_file": self._path(access.key_file)})
-            return self._closing.enter_context(access.pool())
+            return access.pool()
 
-        return self._once("hosts", make)
+        return self.keep("hosts", make)
+
+    def keep(self, name: str, make: Callable[[], AbstractContextManager[T]]) -> T:
+        """What `make` opens: opened when it is first asked for, closed with the connections."""
+
+        def opened() -> T:
+            found = self._closing.enter_context(make())
+            self._kept.add(name)
+            return found
+
+        return self._once(name, opened)
 
     def store(self, holder: Holder) -> SecretStore:
         """Where a holder keeps its document."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 REPEAT_SECONDS = 15.0  # how often a log hears again what is still waited for
 CALM_SECONDS = 3.0  # how often it hears of one stage's progress
+PACE_SECONDS = 10.0  # and of one that says how long it will take
 
 
 class Display:
@@ -112,8 +113,12 @@ class Display:
     # appended lines
 
     def _is_due(self, stage: StageLine, event: Event) -> bool:
+        if stage.part and stage.state != "failed" and event.kind == "stage":
+            return False  # the whole says how far it is
         since = event.at - self._told.get(stage.name, -REPEAT_SECONDS)
         calm = 1.0 if event.kind == "waiting" else CALM_SECONDS
+        if stage.pace:
+            calm = PACE_SECONDS
         if stage.state == "running" and stage.name in self._told and since < calm:
             return False
         self._told[stage.name] = event.at

@@ -37,13 +37,17 @@ class StageLine:
     done: int = 0
     of: int = 0
     text: str = ""
+    pace: str = ""  # "48 a second, 12 s left"
+    part: bool = False  # one of many alike, shown while it lasts
     ended: float = 0.0
     waits: dict[tuple[str, str], Wait] = field(default_factory=dict)
 
     def line(self, now: float, sign: str = "") -> str:
         """The stage on one line."""
-        count = f"{self.done} of {self.of}" if self.of else ""
+        count = f"{self.done:,} of {self.of:,}" if self.of else ""
         head = f"  {sign or SIGNS[self.state]} {self.name:<12} "
+        if self.pace and not self.waits:
+            return f"{head}{count:<14} {self.pace:<24} {self.text}".rstrip()
         if self.state != "running":
             seconds = f"{self.ended - self.began:.1f} s" if self.state != "skipped" else ""
             return f"{head}{count:<9} {seconds:>7}   {self.text}".rstrip()
@@ -89,6 +93,7 @@ class Progress:
         stage.state = event.data["state"]
         stage.done, stage.of = event.data["done"], event.data["of"] or stage.of
         stage.text = event.text or stage.text
+        stage.pace, stage.part = event.data.get("pace", ""), event.data.get("part", False)
         if stage.state != "running":
             stage.ended = event.at
             if stage.state == "failed" and stage.waits and not stage.text:
@@ -105,4 +110,6 @@ class Progress:
         """Every stage, running ones with a sign that turns."""
         turn = SPINNER[int(now * 8) % len(SPINNER)]
         for stage in list(self.stages.values()):
+            if stage.part and stage.state == "done":
+                continue
             yield stage.line(now, turn if stage.state == "running" else "")

@@ -67,7 +67,7 @@ def problem_lines(report: Report) -> Iterator[str]:
     again = "yes: run it again, it carries on from what it finds"
     rows = [
         ("seen", problem.seen),
-        ("stands", problem.stands or f"{len(report.changes)} changes made so far"),
+        ("stands", problem.stands or f"{report.changed} changes made so far"),
         ("safe", again if problem.safe_to_rerun else "NO, not before this is done:"),
         ("do", problem.do),
     ]
@@ -97,7 +97,7 @@ def bad_input_lines(report: Report) -> Iterator[str]:
 def figures(report: Report) -> str:
     """`31 changes, 13 of 13 checks. Report: FILE   Run: LINK`."""
     good = sum(check.ok for check in report.checks)
-    parts = [f"{len(report.changes)} changes"] if report.outcome != "planned" else []
+    parts = [f"{report.changed:,} changes"] if report.outcome != "planned" else []
     parts += [f"{good} of {len(report.checks)} checks"] if report.checks else []
     told = ", ".join(parts) + ". " if parts else ""
     links = [

@@ -29,7 +29,7 @@ def verdict(run: Run) -> tuple[Outcome, Problem | None]:
             do="look at what these checks name",
         )
         return "failed", problem
-    changed = run.recorder.changes or run.ledger.mutating
+    changed = run.recorder.changes or run.ledger.mutations
     return ("verified" if changed else "nothing"), None
 
 
@@ -40,7 +40,7 @@ def after(error: Exception, run: Run) -> tuple[Outcome, Problem]:
     problem = _problem(error)
     if isinstance(error, Defect):
         problem.where, problem.seen = "", error.where
-    untouched = not run.ledger.mutating
+    untouched = not run.ledger.mutations
     if untouched and isinstance(error, Unsafe):
         return "refused", problem
     # Wrong credentials or an unreachable cloud: what the operator gave, and nothing was touched.

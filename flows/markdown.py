@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import csv
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 
 from blocks.topology import Mesh
 from flows.report import Problem, Report
 from tasks.planning import timeline, timeline_svg
-from tasks.record import Recorder
+from tasks.record import ItemRow, Recorder
 
 VERDICTS = {
     "planned": "planned, nothing was changed",
@@ -36,6 +38,13 @@ def write(report: Report, recorder: Recorder, directory: Path, mesh: Mesh) -> di
         file = directory / f"{stem}.svg"
         file.write_text(svg, encoding="utf-8")
         links["picture"] = str(file)
+    if items := list(recorder.items()):
+        file = directory / f"{stem}.csv"
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            rows = csv.writer(stream)
+            rows.writerow([field.name for field in fields(ItemRow)])
+            rows.writerows(astuple(item) for item in items)
+        links["items"] = str(file)
     file = directory / f"{stem}.md"
     image = f"![What was up when]({stem}.svg)" if svg else ""
     file.write_text(text(report, image), encoding="utf-8")
@@ -77,7 +86,7 @@ def text(report: Report, image: str = "") -> str:
     if report.changes:
         changes = [(c.target, c.did, c.before, c.after, f"{c.seconds:.1f}") for c in report.changes]
         heads = ["target", "did", "before", "after", "seconds"]
-        parts += [f"## {len(changes)} changes", table(heads, changes)]
+        parts += [f"## {report.changed:,} changes", table(heads, changes)]
     if report.checks:
         good = sum(check.ok for check in report.checks)
         checks = [("ok" if c.ok else "**failed**", c.name, c.detail) for c in report.checks]

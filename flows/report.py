@@ -43,6 +43,7 @@ class ChangeRow(_Row):
     before: str = ""
     after: str = ""
     seconds: float = 0.0
+    times: int = 1  # of many alike that are told as one; `items` in `links` names each
 
 
 class CheckRow(_Row):
@@ -87,7 +88,7 @@ class Report(_Row):
     measures: dict[str, Any] = {}
     notices: list[str] = []
     options: dict[str, Any] = {}
-    links: dict[str, str] = {}  # "report", "picture": files; "run": its page in the Prefect UI
+    links: dict[str, str] = {}  # "report", "picture", "items": files; "run": its page in Prefect
     problem: Problem | None = None
 
     @property
@@ -96,6 +97,11 @@ class Report(_Row):
         if self.problem is not None and self.problem.bad_input:
             return BAD_INPUT
         return EXIT_STATUS[self.outcome]
+
+    @property
+    def changed(self) -> int:
+        """How many things were changed."""
+        return sum(change.times for change in self.changes)
 
     @property
     def seconds(self) -> float:

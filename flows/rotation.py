@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -27,6 +28,8 @@ class AclTokens(Way):
         self._begun: list[Item] = []
         self._index = 0
         self._suffix = ""
+        self._whole: Stage | None = None  # of all batches, where there are several
+        self._work = self._worked = 0  # steps of all roles
 
     def survey(self, options: Options) -> RotationPlan:
         """What Vault and Consul hold of these roles, and of tokens that no role has."""
@@ -60,6 +63,12 @@ class AclTokens(Way):
                 id(item) in begun,
                 item.failed_at,
                 item.error,
+                item.is_done,
+                item.plan.reason,
+                item.plan.age,
+                item.plan.old,
+                item.new,
+                round(max(0.0, item.ended - item.began), 3),
             )
             for item in self.items
         ]
@@ -70,6 +79,17 @@ class AclTokens(Way):
         roles = [item for item in self.items if not item.plan.orphan]
         orphans = [item for item in self.items if item.plan.orphan]
         batches = [b[n : n + size] for b in (roles, orphans) for n in range(0, len(b), size)]
+        if len(batches) <= 1:
+            for batch in batches:
+                self._begun += batch
+                self._batch(batch)
+            return
+        self._work = sum(len(item.plan.steps) for item in self.items)
+        with self.run.stage("tokens", of=len(self.items)) as self._whole:
+            self._all(batches)
+
+    def _all(self, batches: Sequence[Sequence[Item]]) -> None:
+        assert self._whole
         for number, batch in enumerate(batches, 1):
             if len(self.failed) >= self.pace.error_threshold:
                 more = len(self.items) - len(self._begun)
@@ -78,8 +98,10 @@ class AclTokens(Way):
                 )
                 return
             self._begun += batch
-            self._suffix = f" {number} of {len(batches)}" if len(batches) > 1 else ""
+            self._suffix = f" {number} of {len(batches)}"
             self._batch(batch)
+            self._whole.done(f"batch{self._suffix}", count=sum(not i.failed_at for i in batch))
+        self._whole.text = f"in {len(batches)} batches"
 
     def _batch(self, batch: Sequence[Item]) -> None:
         self._do("put back", batch)
@@ -111,14 +133,29 @@ class AclTokens(Way):
                     todo,
                     self.management,
                     workers=self.pace.max_in_flight,
+                    done=self._counted(stage),
                 )
                 self._index = max(self._index, index)
-                stage.done(count=sum(not item.failed_at for item in todo))
 
     @contextmanager
     def _stage(self, name: str, items: Sequence[Item]) -> Iterator[Stage]:
-        with self.run.stage(f"{name}{self._suffix}", of=len(items)) as stage:
+        """A stage of its own; one of many batches shows in the stage of them all."""
+        several, began = self._whole is not None, time.monotonic()
+        if self._whole:
+            self._whole.say(f"batch{self._suffix}: {name}")
+        with self.run.stage(f"{name}{self._suffix}", of=len(items), part=several) as stage:
             yield stage
+        took: dict[str, float] = self.run.measures.setdefault("seconds_by_step", {})
+        took[name] = round(took.get(name, 0.0) + time.monotonic() - began, 2)
+
+    def _counted(self, stage: Stage) -> Callable[[], None]:
+        def count() -> None:
+            stage.done()
+            self._worked += 1  # a lost count would be a dot on a line of progress
+            if self._whole:
+                self._whole.advance(min(1.0, self._worked / self._work))
+
+        return count
 
     def _replicated(self) -> None:
         """Every datacenter has what was changed in the primary."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import ClassVar
 
 from pydantic import SecretStr
@@ -12,6 +13,7 @@ from pydantic import SecretStr
 from blocks.declared_tokens import DeclaredToken, TokenKind
 from flows.run import Run
 from tasks.planning.rotation_plan import Options, RotationPlan
+from tasks.record import ItemRow
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,35 @@ class Outcome:
     begun: bool = True
     failed_at: str = ""  # the step
     error: str = ""
+    done: bool = True  # if it was begun and did not fail: else a stop cut it short
+    why: str = ""
+    age: timedelta | None = None  # of the token that was live before
+    old: str = ""  # accessors
+    new: str = ""
+    seconds: float = 0.0
+
+    @property
+    def told(self) -> str:
+        """What became of it, in a few words."""
+        if self.failed_at:
+            return f"failed at {self.failed_at}"
+        if not self.begun:
+            return "not begun"
+        return "done" if self.done else "cut short"
+
+
+def row(outcome: Outcome) -> ItemRow:
+    """A line in the table of what became of each."""
+    return ItemRow(
+        outcome.name,
+        outcome.told,
+        outcome.why,
+        None if outcome.age is None else int(outcome.age.total_seconds()),
+        outcome.old,
+        outcome.new,
+        outcome.seconds,
+        outcome.error,
+    )
 
 
 class Way(ABC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,32 +57,84 @@ class Onlooker(Protocol):
         """The run is over and its report is in the journal."""
 
 
-class Stage:
-    """One stage under way: `done` of `of`, and what it is at; safe from many threads."""
+# Thousands of like items come by the hundred a second; nobody reads as fast.
+TELL_SECONDS = 0.25
+MANY = 50  # of so many on, a stage tells its pace
 
-    def __init__(self, recorder: Recorder, name: str, of: int, text: str) -> None:
+
+class Stage:
+    """
+    One stage under way: `done` of `of`, and what it is at; safe from many threads.
+
+    `part`: it is one of many alike, of interest while it lasts.
+    """
+
+    def __init__(
+        self, recorder: Recorder, name: str, of: int, text: str, *, part: bool = False
+    ) -> None:
         self._recorder, self._lock = recorder, threading.Lock()
-        self.name, self.of, self.text = name, of, text
+        self.name, self.of, self.text, self.part = name, of, text, part
         self.count = 0
         self.skipped = False
+        self._began = time.monotonic()
+        self._told = 0.0
+        self._share = 0.0  # of all the work, where that is known better than by counting
 
     def done(self, text: str = "", count: int = 1) -> None:
         """So many more of `of` have arrived."""
         with self._lock:
             self.count += count
-        self.say(text or self.text)
+            self.text = text or self.text
+            if not self._due():
+                return
+        self._tell("running")
 
     def say(self, text: str) -> None:
         """What the stage is at, in a few words."""
         self.text = text
         self._tell("running")
 
+    def advance(self, share: float) -> None:
+        """So much of all the work is done, of 1; where items go through it together."""
+        with self._lock:
+            self._share = share
+            if not self._due():
+                return
+        self._tell("running")
+
+    @property
+    def pace(self) -> str:
+        """`48 a second, 12 s left`; empty for a few items, and while nothing is known."""
+        lasted = time.monotonic() - self._began
+        share = self._share or (self.count / self.of if self.of else 0.0)
+        if self.of < MANY or lasted < 1.0 or not share:
+            return ""
+        rate = self.of * share / lasted
+        left = lasted * (1 - share) / share
+        told = f"{rate:.0f} a second" if rate >= 2 else f"{rate * 60:.0f} a minute"
+        return f"{told}, {left:.0f} s left" if left < 120 else f"{told}, {left / 60:.0f} min left"
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        if self.of >= MANY and now - self._told < TELL_SECONDS:
+            return False
+        self._told = now
+        return True
+
     def skip(self, text: str) -> None:
         """Nothing of this stage is needed, and why."""
         self.text, self.skipped = text, True
 
     def _tell(self, state: record.StageState) -> None:
-        self._recorder.stage(self.name, state, self.text, done=self.count, of=self.of)
+        self._recorder.stage(
+            self.name,
+            state,
+            self.text,
+            done=self.count,
+            of=self.of,
+            pace=self.pace if state == "running" else "",
+            part=self.part,
+        )
 
 
 @dataclass
@@ -185,16 +238,18 @@ class Run:
         )
 
     @contextmanager
-    def stage(self, name: str, *, step: int = 0, of: int = 0, text: str = "") -> Iterator[Stage]:
+    def stage(
+        self, name: str, *, step: int = 0, of: int = 0, text: str = "", part: bool = False
+    ) -> Iterator[Stage]:
         """
         One stage of the run, running inside and done (or failed) afterwards.
 
         `step` is the number of the plan's row it carries out. A stop point;
-        stages may overlap in several threads.
+        stages may overlap in several threads. `part`: one of many alike.
         """
         self.checkpoint()
-        stage = Stage(self.recorder, name, of, text)
-        self.recorder.stage(name, "running", text, of=of)
+        stage = Stage(self.recorder, name, of, text, part=part)
+        self.recorder.stage(name, "running", text, of=of, part=part)
         try:
             with record.in_stage(name):
                 yield stage
@@ -204,11 +259,11 @@ class Run:
         except BaseException as error:
             self._failed_in(name, step)
             reason = error.message if isinstance(error, Unsafe) else stage.text
-            self.recorder.stage(name, "failed", reason, done=stage.count, of=of)
+            self.recorder.stage(name, "failed", reason, done=stage.count, of=of, part=part)
             raise
         state: record.StageState = "skipped" if stage.skipped else "done"
         done = stage.count or (0 if stage.skipped else of)
-        self.recorder.stage(name, state, stage.text, done=done, of=of)
+        self.recorder.stage(name, state, stage.text, done=done, of=of, part=part)
 
     def _failed_in(self, name: str, step: int) -> None:
         steps = max((row.step for row in self.plan), default=0)

@@ -15,7 +15,7 @@ from flows.report import PlanRow
 from flows.rotation import AclTokens
 from flows.rotation_dynamic import SecretsEngines
 from flows.rotation_gossip import GossipKey
-from flows.rotation_way import Outcome, Pace, Way
+from flows.rotation_way import Outcome, Pace, Way, row
 from flows.run import Run
 from flows.runbook import runbook
 from tasks import token_survey
@@ -25,6 +25,7 @@ from tasks.planning.rotation_plan import Options, RotationPlan, table
 # In the order in which they are carried out.
 WAYS: tuple[type[Way], ...] = (AclTokens, SecretsEngines, CaProvider, GossipKey)
 NEVER_DUE = 1e9  # hours
+MOST_TOLD = 20  # failures that are told one by one; the table of items has all
 
 
 @runbook("token-rotation")
@@ -35,8 +36,8 @@ def token_rotation(
     older_than: float | None = None,
     soak: float | None = None,
     retire: list[str] = [],  # noqa: B006
-    batch_size: int = 100,
-    max_in_flight: int = 8,
+    batch_size: int = 1000,
+    max_in_flight: int = 32,
     error_threshold: int = 1,
 ) -> None:
     """
@@ -87,6 +88,7 @@ def token_rotation(
         notices=[*notices, *(f"left as it is: {reason}" for reason in blocked)],
     )
     run.stands = lambda: _stands([o for way in ways for o in way.outcomes()])
+    run.recorder.items = lambda: [row(o) for way in ways for o in way.outcomes()]
     todo = any(plan.todo for plan in plans)
     with lock.held() if todo else nullcontext():
         outcomes = _carry_out(ways, error_threshold) if todo else []
@@ -94,6 +96,8 @@ def token_rotation(
             _tell_failed(run, outcomes, blocked)
             if outcomes:
                 run.stands = _stands(outcomes)  # the next look begins anew
+                rows = [row(o) for o in outcomes]
+                run.recorder.items = lambda: rows
                 again = replace(options, older_than_hours=NEVER_DUE)
                 try:
                     plans = [way.survey(again) for way in ways]
@@ -136,7 +140,7 @@ def _check(
         if name in known
     ]
     for name, value, most in (
-        ("batch_size", batch_size, 1000),
+        ("batch_size", batch_size, 10000),
         ("max_in_flight", max_in_flight, 64),
         ("error_threshold", error_threshold, 1000),
     ):
@@ -150,9 +154,13 @@ def _tell_failed(run: Run, outcomes: Sequence[Outcome], blocked: Sequence[Refusa
     """What failed, role by role."""
     for reason in blocked:
         run.recorder.check(f"{reason.where} can be rotated", False, f"{reason.error}; {reason.do}")
-    for one in outcomes:
-        if one.failed_at:
-            run.recorder.check(f"{one.name} through {one.failed_at}", False, one.error)
+    failed = [one for one in outcomes if one.failed_at]
+    for one in failed[:MOST_TOLD]:
+        run.recorder.check(f"{one.name} through {one.failed_at}", False, one.error)
+    if len(failed) > MOST_TOLD:
+        run.recorder.check(
+            f"{len(failed) - MOST_TOLD} more", False, "the table of items has each with its error"
+        )
 
 
 def _verify(run: Run, outcomes: Sequence[Outcome], after: Sequence[RotationPlan]) -> None:

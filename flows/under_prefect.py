@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,12 +35,14 @@ from flows import lock, markdown
 from flows.execution import Order, carry_out
 from flows.report import Report
 from flows.run import Mode, Onlooker, Run
-from tasks.record import Event, Recorder
+from tasks.record import Event, ItemRow, Recorder
 
 if TYPE_CHECKING:
     from flows.runbook import Runbook
 
 LEASE_SECONDS = 60.0
+PAGE = 1000  # rows of a table; more are slow to show, and a large request to a small server
+PACE_SECONDS = 10.0  # how often the log hears how far a long stage is
 
 
 @dataclass
@@ -151,7 +154,7 @@ def state_of(report: Report) -> State[Any]:
         return Failed(message=markdown.VERDICTS[report.outcome])
     good = sum(check.ok for check in report.checks)
     message = (
-        f"{markdown.VERDICTS[report.outcome]}: {len(report.changes)} changes, "
+        f"{markdown.VERDICTS[report.outcome]}: {report.changed} changes, "
         f"{good} of {len(report.checks)} checks, {report.seconds:.1f} s"
     )
     return Completed(name="Planned" if report.outcome == "planned" else None, message=message)
@@ -171,7 +174,8 @@ class _Artifacts:
             description="\n".join([*header, *(f"- {line}" for line in run.notices)]),
         )
 
-    def end(self, report: Report, _recorder: Recorder) -> None:
+    def end(self, report: Report, recorder: Recorder) -> None:
+        self._items(report, list(recorder.items()))
         # Inside the text: a worker's file is nothing a browser could load.
         file = report.links.get("picture")
         image = f"![What was up when]({markdown.data_uri(Path(file))})" if file else ""
@@ -181,6 +185,20 @@ class _Artifacts:
             description=markdown.VERDICTS[report.outcome],
         )
 
+    def _items(self, report: Report, items: list[ItemRow]) -> None:
+        """What became of each; those that failed first, so that no page must be turned for them."""
+        items.sort(key=lambda item: item.outcome == "done")
+        pages = [items[n : n + PAGE] for n in range(0, len(items), PAGE)]
+        for number, page in enumerate(pages, 1):
+            which = f" {number} of {len(pages)}" if len(pages) > 1 else ""
+            told = Counter(item.outcome for item in page)
+            create_table_artifact(
+                table=[asdict(item) for item in page],
+                key=f"{report.runbook}-{report.mesh}-items" + (f"-{number}" if number > 1 else ""),
+                description=f"Each by itself{which}: "
+                + ", ".join(f"{count} {outcome}" for outcome, count in told.items()),
+            )
+
 
 class _Log:
     """The run's progress in Prefect's log, a line where something came, went or is waited for."""
@@ -188,6 +206,7 @@ class _Log:
     def __init__(self) -> None:
         # Bound here: events come from any thread.
         self._log = cast("logging.LoggerAdapter[Any]", get_run_logger())
+        self._told = 0.0
 
     def begin(self, run: Run) -> None: ...
 
@@ -200,7 +219,16 @@ class _Log:
     def event(self, event: Event) -> None:
         told = f"{event.subject}: {event.text}" if event.subject else event.text
         match event.kind:
-            case "stage" if event.data["state"] != "running":
+            case "stage" if event.data["state"] == "running":
+                # One line now and then of what takes long, as a terminal shows it all the time.
+                if event.data["pace"] and event.at - self._told >= PACE_SECONDS:
+                    self._told = event.at
+                    self._log.info(
+                        "%s: %s of %s, %s %s",
+                        *(event.subject, event.data["done"], event.data["of"], event.data["pace"]),
+                        event.text,
+                    )
+            case "stage" if not (event.data["part"] and event.data["state"] == "done"):
                 of = f" {event.data['done']} of {event.data['of']}" if event.data["of"] else ""
                 self._log.info("%s: %s%s %s", event.subject, event.data["state"], of, event.text)
             case "waiting":

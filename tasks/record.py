@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -40,6 +40,7 @@ class Change:
     before: str = ""
     after: str = ""
     seconds: float = 0.0
+    times: int = 1  # of many alike that are told as one
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,20 @@ class Check:
     name: str
     ok: bool
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class ItemRow:
+    """What became of one of many: a row in a table of its own, never in the journal."""
+
+    item: str
+    outcome: str  # "done", "failed at prove", "not begun"
+    why: str = ""
+    age_seconds: int | None = None
+    before: str = ""
+    after: str = ""
+    seconds: float = 0.0
+    error: str = ""
 
 
 class Recorder:
@@ -61,6 +76,7 @@ class Recorder:
         self.events: list[Event] = []
         self.changes: list[Change] = []
         self.checks: list[Check] = []
+        self.items: Callable[[], Iterable[ItemRow]] = tuple  # asked when the run is over
         self.opened = False  # whether the state at the beginning was recorded
         self._listeners: list[Callable[[Event], None]] = []
 
@@ -79,10 +95,22 @@ class Recorder:
             listener(event)
 
     def stage(
-        self, name: str, state: StageState, text: str = "", *, done: int = 0, of: int = 0
+        self,
+        name: str,
+        state: StageState,
+        text: str = "",
+        *,
+        done: int = 0,
+        of: int = 0,
+        pace: str = "",
+        part: bool = False,
     ) -> None:
-        """A stage began, moved on or ended: `done` of `of`."""
-        self._add("stage", name, text, name, state=state, done=done, of=of)
+        """
+        A stage began, moved on or ended: `done` of `of`, and at which pace.
+
+        `part`: it is one of many alike, of interest while it lasts.
+        """
+        self._add("stage", name, text, name, state=state, done=done, of=of, pace=pace, part=part)
 
     def seen(self, subject: str, text: str) -> None:
         """A host or cluster was seen to have reached a state ("up", "unsealed", "leader")."""
@@ -97,15 +125,55 @@ class Recorder:
         self._add("arrived", subject, text)
 
     def change(
-        self, target: str, did: str, *, before: str = "", after: str = "", seconds: float = 0.0
+        self,
+        target: str,
+        did: str,
+        *,
+        before: str = "",
+        after: str = "",
+        seconds: float = 0.0,
+        times: int = 1,
     ) -> Change:
         """Something was changed on a server (or found to need no change)."""
-        change = Change(target, did, before, after, seconds)
+        change = Change(target, did, before, after, seconds, times)
         if did != "nothing":
             with self._lock:
                 self.changes.append(change)
             self._add("change", target, did, seconds=seconds)
         return change
+
+    def changed_one(
+        self, target: str, did: str, of: str, *, before: str = "", after: str = ""
+    ) -> None:
+        """One of many alike was changed; `did` has a place for which: `token of {} created`."""
+        if (many := _sum.get()) is None:
+            self.change(target, did.format(of), before=before, after=after)
+        else:
+            many.add(target, did, of)
+
+    @contextmanager
+    def summed(self, whole: bool = True) -> Iterator[None]:
+        """
+        Tell the changes inside as one for each kind, however the inside ends.
+
+        Ten thousand tokens would else be sixty thousand lines in a log and one of
+        ten megabytes in the journal. Whoever sums keeps a list of its own.
+        """
+        if not whole:
+            yield
+            return
+        many = _Sum()
+        token = _sum.set(many)
+        try:
+            yield
+        finally:
+            _sum.reset(token)
+            for (target, did), (count, first) in many.alike.items():
+                about = ", ".join(first) + (
+                    f" and {count - len(first):,} more" * (count > len(first))
+                )
+                roles = "1 role" if count == 1 else f"{count:,} roles"
+                self.change(target, did.format(roles), after=about, times=count)
 
     def check(self, name: str, ok: bool, detail: str = "") -> Check:
         """Something was proved, or not."""
@@ -116,6 +184,22 @@ class Recorder:
         return check
 
 
+class _Sum:
+    """Changes that are alike, counted; of each kind the first are named."""
+
+    NAMED = 3
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.alike: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
+
+    def add(self, target: str, did: str, of: str) -> None:
+        with self._lock:
+            count, first = self.alike.get((target, did), (0, ()))
+            self.alike[target, did] = (count + 1, first if count >= self.NAMED else (*first, of))
+
+
+_sum: ContextVar[_Sum | None] = ContextVar("sum", default=None)
 _stage: ContextVar[str] = ContextVar("stage", default="")
 _current: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
 

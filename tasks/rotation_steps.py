@@ -22,7 +22,7 @@ from tasks.planning.rotation import Do, home
 from tasks.planning.rotation_plan import TokenPlan
 from tasks.step import fan_out, step
 from tasks.stopping import Stopped
-from tasks.token_clients import Clients
+from tasks.token_clients import Clients, at_work
 from tasks.token_store import Document, Held
 from tasks.token_survey import unwell
 from tasks.vault_serving import Serving
@@ -37,6 +37,8 @@ REPLICATED_DEADLINE = 60.0
 WELL_DEADLINE = 30.0
 WATCH_SECONDS = 0.5
 ARM_SECONDS = 30.0  # a leader's election takes 2 to 10 s
+PROOF_SECONDS = 30.0  # a proof of this very run is good for so long
+MANY = 20  # of so many, each is told by itself
 _Act = Callable[["Clients", "Item"], int | None]
 SOAK_SECONDS: float = DeclaredToken.model_fields["soak_seconds"].default
 
@@ -57,6 +59,9 @@ class Item:
         self.index = 0  # of its last change in the primary
         self.failed_at = ""
         self.error = ""
+        self.proven_at = -PROOF_SECONDS
+        self.began = self.ended = 0.0  # of the work on it
+        self._consumers: list[tuple[str, str]] | None = None
 
     def __repr__(self) -> str:
         return f"Item({self.name!r})"
@@ -82,17 +87,29 @@ class Item:
         self.through.discard("withdraw")
         self.failed_at, self.error = self.failed_at or at, self.error or error
 
+    @property
+    def is_done(self) -> bool:
+        """Whether it went through all of its steps; the soak is not one of roles but of batches."""
+        return not self.failed_at and {*self.plan.steps} - {"soak"} <= self.through
+
+    @property
+    def new(self) -> str:
+        """Accessor of the token that its consumers read from now on, if that is a new one."""
+        current = self.document.slots.current
+        return current.accessor if current and "promote" in self.through else ""
+
     def datacenters(self, mesh: Mesh) -> list[str]:
         """Where its token is used."""
         return self.role.datacenters or [dc.name for dc in mesh.datacenters]
 
     def consumers(self, mesh: Mesh) -> list[tuple[str, str]]:
         """Who is to be well, as (service, datacenter)."""
-        if self.token is None:
-            return []
-        there = {(s.name, s.datacenter) for s in mesh.services}
-        pairs = [(c, dc) for c in self.role.consumers for dc in self.datacenters(mesh)]
-        return [pair for pair in pairs if pair in there]
+        if self._consumers is None:
+            named = self.role.consumers if self.token else ()
+            there = {(s.name, s.datacenter) for s in mesh.services if s.name in named}
+            pairs = [(c, dc) for c in named for dc in self.datacenters(mesh)]
+            self._consumers = [pair for pair in pairs if pair in there]
+        return self._consumers
 
 
 @step("{what} declared tokens")
@@ -103,11 +120,13 @@ def carry_out(
     management: SecretStr,
     *,
     workers: int = 8,
+    done: Callable[[], object] = lambda: None,
 ) -> int:
     """
     One step of a rotation for these; the highest index of what changed in the primary.
 
-    A role that fails by its own fault is marked so, and the others go on.
+    A role that fails by its own fault is marked so, and the others go on. `done` is
+    told of each that is through, from any thread.
 
     Raises:
         Transient: the servers do not serve now; what was done stands.
@@ -119,7 +138,7 @@ def carry_out(
         passes.append((f"proof of {what}", _PROOFS[what]))
 
     def some(part: Sequence[Item]) -> None:
-        with Clients(connections, management) as clients:
+        with at_work(connections, management) as clients:
             for name, act in passes:
                 for item in part:
                     one(clients, item, name, act)
@@ -128,6 +147,7 @@ def carry_out(
         stopping.check()
         if name in item.through or (name != what and item.failed_at):
             return
+        item.began = item.began or time.monotonic()
         try:
             item.index = max(item.index, act(clients, item) or 0)
         except (Transient, Stopped):
@@ -135,8 +155,12 @@ def carry_out(
         except MeshError as error:
             item.fail(what, str(error))
         item.through.add(name)
+        item.ended = time.monotonic()
+        if name == passes[-1][0] and not item.failed_at:
+            done()
 
-    fan_out(some, [part for n in range(workers) if (part := items[n::workers])], workers=workers)
+    with record.current().summed(len(items) > MANY):
+        fan_out(some, [p for n in range(workers) if (p := items[n::workers])], workers=workers)
     return max((item.index for item in items), default=0)
 
 
@@ -162,7 +186,7 @@ def _put_back(clients: Clients, item: Item) -> int | None:
             body = acl_tokens.declared_body(clients.mesh, item.role)
             body |= {"Local": bool(found.get("Local"))}
             index = acl_tokens.change(clients.consul(dc), current.accessor, body)
-            _told(dc, f"token of {item.name} put back as declared", before="edited by hand")
+            _told(dc, "token of {} put back as declared", item, before="edited by hand")
             return index if dc == clients.mesh.primary else 0
     raise NotConverged("it is gone since the survey", where=item.name, remedy="run it again")
 
@@ -174,7 +198,7 @@ def _withdraw(clients: Clients, item: Item) -> None:
     for dc in dict.fromkeys([home(clients.mesh, item.role), clients.mesh.primary]):
         if acl_tokens.lookup(clients.consul(dc), slots.pending.accessor):
             acl_tokens.revoke(clients.consul(dc), slots.pending.accessor)
-            _told(dc, f"pending token of {item.name} withdrawn", before=slots.pending.accessor)
+            _told(dc, "pending token of {} withdrawn", item, before=slots.pending.accessor)
     _keep(clients, item, slots.withdrawn())
 
 
@@ -188,7 +212,7 @@ def _create(clients: Clients, item: Item) -> int:
     pending, dc = item.document.slots.pending, home(clients.mesh, item.role)
     assert pending
     index = acl_tokens.create(clients.consul(dc), clients.mesh, item.role, pending)
-    _told(dc, f"token of {item.name} created", after=pending.accessor)
+    _told(dc, "token of {} created", item, after=pending.accessor)
     return index if dc == clients.mesh.primary else 0
 
 
@@ -198,6 +222,7 @@ def _prove(clients: Clients, item: Item) -> None:
     assert held
     for dc in item.datacenters(clients.mesh):
         token_proof.prove(clients.consul(dc), dc, item.role, held)
+    item.proven_at = time.monotonic()
 
 
 def _hand(clients: Clients, item: Item) -> None:
@@ -211,22 +236,19 @@ def _promote(clients: Clients, item: Item) -> None:
     slots = item.document.slots
     assert slots.pending
     _keep(clients, item, slots.promoted(replaces=item.plan.replaces))
-    _told("vault", f"token of {item.name} promoted", after=slots.pending.accessor)
+    _told("vault", "token of {} promoted", item, after=slots.pending.accessor)
 
 
 def _adopt(clients: Clients, item: Item) -> None:
-    # Proven again: since the promotion minutes or, after a kill, days may have passed.
-    _prove(clients, item)
-    # Whoever could not read the new one still holds the old one.
-    held = token_store.read(clients.vault, clients.mesh, item.role.path).slots.current
-    if held != item.document.slots.current:
-        raise NotConverged(
-            f"Vault has another token at {item.role.path} than this run promoted",
-            where="vault",
-            remedy="see who else writes there, and run it again; old and new both work",
-        )
-    if isinstance(item.role, CarriedToken) and held:
-        handing.hand(clients, item.role, held)
+    # Whoever could not read the new one still holds the old one; and what is proven is what
+    # consumers read: read back before anything is taken away.
+    token_store.require_readable(clients.vault, clients.mesh, item.role.path, item.document)
+    # Proven again if minutes or, after a kill, days have passed since the promotion.
+    if time.monotonic() - item.proven_at >= PROOF_SECONDS:
+        _prove(clients, item)
+    current = item.document.slots.current
+    if isinstance(item.role, CarriedToken) and current:
+        handing.hand(clients, item.role, current)
     pairs = item.consumers(clients.mesh)
 
     def well() -> bool:
@@ -238,7 +260,7 @@ def _adopt(clients: Clients, item: Item) -> None:
         well,
         f"consumers of {item.name} to be healthy",
         # Many roles may share a consumer that is ill: they wait for it together.
-        deadline=max(1.0, WELL_DEADLINE - (time.monotonic() - clients.opened)),
+        deadline=max(1.0, WELL_DEADLINE - (time.monotonic() - clients.began)),
         where=item.name,
         remedy="mend them first; old and new token both work meanwhile",
     )
@@ -251,7 +273,7 @@ def _disarm(clients: Clients, item: Item) -> int:
     if before := acl_tokens.image(api, item.plan.old):
         item.image = before
         index = acl_tokens.disarm(api, item.plan.old, before)
-        _told(dc, f"old token of {item.name} disarmed", before=item.plan.old)
+        _told(dc, "old token of {} disarmed", item, before=item.plan.old)
     else:  # it is gone, or an answer was lost and it was done
         index = int((acl_tokens.lookup(api, item.plan.old) or {}).get("ModifyIndex") or 0)
     return index if dc == clients.mesh.primary else 0
@@ -282,13 +304,13 @@ def _rearm(clients: Clients, item: Item) -> int:
         return 0
     index = acl_tokens.change(api, item.plan.old, image | {"Local": bool(found.get("Local"))})
     item.disarmed = False
-    _told(item.plan.old_at, f"old token of {item.name} armed again", after=item.plan.old)
+    _told(item.plan.old_at, "old token of {} armed again", item, after=item.plan.old)
     return index if item.plan.old_at == clients.mesh.primary else 0
 
 
 def _revoke(clients: Clients, item: Item) -> None:
     acl_tokens.revoke(clients.consul(item.plan.old_at), item.plan.old)
-    _told(item.plan.old_at, f"old token of {item.name} revoked", before=item.plan.old)
+    _told(item.plan.old_at, "old token of {} revoked", item, before=item.plan.old)
 
 
 def _refused_everywhere(clients: Clients, item: Item) -> None:
@@ -364,6 +386,7 @@ def _arm(
     failed: dict[str, MeshError] = {}
 
     def some(part: Sequence[Item]) -> None:
+        # New clients: what they were used for before may be what went wrong.
         with Clients(connections, management) as clients:
             for item in part:
                 try:
@@ -374,7 +397,8 @@ def _arm(
     while todo := [item for item in items if item.disarmed]:
         failed.clear()
         parts = [part for n in range(workers) if (part := todo[n::workers])]
-        fan_out(some, parts, workers=workers)
+        with record.current().summed(len(todo) > MANY):
+            fan_out(some, parts, workers=workers)
         if not failed:
             return
         if time.monotonic() > ends:
@@ -463,6 +487,6 @@ def _sick(found: dict[tuple[str, str], str]) -> str:
     )
 
 
-def _told(datacenter: str, did: str, *, before: str = "", after: str = "") -> None:
+def _told(datacenter: str, did: str, item: Item, *, before: str = "", after: str = "") -> None:
     where = datacenter if datacenter == "vault" else f"consul {datacenter}"
-    record.current().change(where, did, before=before, after=after)
+    record.current().changed_one(where, did, item.name, before=before, after=after)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import SecretStr
 
-from blocks.errors import Refused
+from blocks.errors import Invalid, NotConverged, Refused
 from tasks.planning.tokens_seen import Slots
-from tasks.vault_setup import read_secret, write_secret
+from tasks.vault_setup import read_secret
 
 if TYPE_CHECKING:
     from blocks.http import Api
@@ -64,8 +64,13 @@ def write(api: Api, mesh: Mesh, path: str, before: Document, slots: Slots[Held])
     """
     Make a role's document hold these, if it is still as `before`.
 
+    One call: check-and-set says that nobody wrote meanwhile, and the answer is the
+    new version. It is read back before anything is taken away (`require_readable`).
+    https://openbao.org/api-docs/secret/kv/kv-v2/#create-update-secret
+
     Raises:
         Invalid: somebody else wrote it meanwhile.
+        NotConverged: Vault says of another version that it wrote it.
     """
     if slots == before.slots:
         return before
@@ -75,8 +80,36 @@ def write(api: Api, mesh: Mesh, path: str, before: Document, slots: Slots[Held])
     for name, held in (("pending", slots.pending), ("previous", slots.previous)):
         if held:
             value[name] = _plain(held)
-    write_secret(api, mesh, path, value, before.version)
+    try:
+        answer = api.post(
+            f"/v1/{mesh.vault.kv_mount}/data/{path}",
+            json={"data": value, "options": {"cas": before.version}},
+        )
+    except Invalid:
+        if read_secret(api, mesh, path) != (value, before.version + 1):
+            raise
+        # It was written, and the answer lost.
+    else:
+        made = (answer.json(dict).get("data") or {}).get("version")
+        if made != before.version + 1:
+            raise NotConverged(f"{path} is at version {made} after a write", where="vault")
     return Document(slots, before.version + 1)
+
+
+def require_readable(api: Api, mesh: Mesh, path: str, written: Document) -> None:
+    """
+    What consumers read there is what was written, secret by secret.
+
+    Raises:
+        NotConverged: it is not.
+    """
+    found = read(api, mesh, path)
+    if found != written or found.slots.current is None:
+        raise NotConverged(
+            f"secret {path} reads back otherwise (version {found.version})",
+            where="vault",
+            remedy="did somebody write it meanwhile? run it again: it looks at what is there",
+        )
 
 
 def _plain(held: Held) -> dict[str, str]:

@@ -13,7 +13,7 @@ from tasks import acl_tokens, consul, consul_acl, federation, token_store, vault
 from tasks.planning.plan import Refusal
 from tasks.planning.tokens_seen import TokenSeen, TokensSeen
 from tasks.step import fan_out, step
-from tasks.token_clients import Clients
+from tasks.token_clients import Clients, at_work
 from tasks.token_store import Document
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def unfit(connections: Connections) -> list[Refusal]:
 
 
 def _credential(connections: Connections, token: SecretStr) -> Iterator[Refusal]:
-    with Clients(connections, token) as clients:
+    with at_work(connections, token) as clients:
         for dc in connections.topology.datacenters:
             try:
                 acl_tokens.own_accessor(clients.consul(dc.name))
@@ -108,7 +108,7 @@ def look(connections: Connections, declared: Sequence[DeclaredToken], token: Sec
         Behind: the datacenters' lists differ.
     """
     mesh = connections.topology
-    with Clients(connections, token) as clients:
+    with at_work(connections, token) as clients:
         own = acl_tokens.own_accessor(clients.primary)
         tokens = {
             dc.name: acl_tokens.listed(clients.consul(dc.name), own) for dc in mesh.datacenters
@@ -160,7 +160,7 @@ def _documents(
     unreadable: dict[str, str] = {}
 
     def read(some: Sequence[DeclaredToken]) -> None:
-        with Clients(connections, token) as clients:
+        with at_work(connections, token) as clients:
             for role in some:
                 try:
                     documents[role.role] = token_store.read(
@@ -179,10 +179,13 @@ def unwell(clients: Clients, consumers: Iterable[tuple[str, str]]) -> dict[tuple
     """
     Consumers, as (service, datacenter), of which an instance does not pass its checks.
 
-    Each with the hosts on which it does not.
+    Each with the hosts on which it does not. Many roles share one: what was seen
+    to be well in this piece of work is not asked for again.
     """
     found: dict[tuple[str, str], str] = {}
     for service, datacenter in dict.fromkeys(consumers):
+        if (service, datacenter) in clients.seen_well:
+            continue
         wanted = {
             s.host for s in clients.mesh.services if (s.name, s.datacenter) == (service, datacenter)
         }
@@ -190,4 +193,6 @@ def unwell(clients: Clients, consumers: Iterable[tuple[str, str]]) -> dict[tuple
         passing = clients.consul(datacenter).get(path, params={"passing": "1"}).json(list)
         if missing := wanted - {str(entry["Node"]["Node"]) for entry in passing}:
             found[service, datacenter] = ", ".join(sorted(missing))
+        else:
+            clients.seen_well.add((service, datacenter))
     return found

@@ -256,8 +256,9 @@ def _orphans(
 ) -> Iterator[TokenPlan]:
     """Tokens that this runbook made and no role holds: of a retired role, of an older Vault."""
     untouched = blocked | set(seen.unreadable)
+    expected = _expected(mesh, options)
     for where, token in _unheld(mesh, seen):
-        if token.role in untouched or _kept_alive(mesh, token, options):
+        if token.role in untouched or _kept_alive(token, expected):
             continue
         if options.roles and token.role not in {*options.roles, *options.retire}:
             continue
@@ -284,19 +285,24 @@ def _unheld(mesh: Mesh, seen: TokensSeen) -> Iterator[tuple[str, TokenSeen]]:
             yield where, token
 
 
-def _kept_alive(mesh: Mesh, token: TokenSeen, options: Options) -> bool:
+def _expected(mesh: Mesh, options: Options) -> set[str]:
+    """Roles that are declared, or that somebody said are to end."""
+    return {*(t.role for t in mesh.roles()), *options.retire}
+
+
+def _kept_alive(token: TokenSeen, expected: set[str]) -> bool:
     """
     Whether a token's role is gone from the topology, and nobody said that it is to end.
 
     A section that got lost in a merge must not end, at night, all that it declared.
     """
-    declared = {t.role for t in mesh.roles()}
-    return bool(token.grants) and token.role not in {*declared, *options.retire}
+    return bool(token.grants) and token.role not in expected
 
 
 def _removed(mesh: Mesh, seen: TokensSeen, options: Options) -> Iterator[str]:
+    expected = _expected(mesh, options)
     for where, token in _unheld(mesh, seen):
-        if _kept_alive(mesh, token, options):
+        if _kept_alive(token, expected):
             yield (
                 f"{where}: token {token.accessor} is of {token.role}, which is declared no more; it lives: "
                 f"declare it again, or end it with --set retire={token.role}"

@@ -28,7 +28,13 @@ from tests.lab.machine import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-ROTATED = (" services/", " consul/engines/", " consul/tokens/", " consul/ca-token", " consul/gossip")
+ROTATED = (
+    " services/",
+    " consul/engines/",
+    " consul/tokens/",
+    " consul/ca-token",
+    " consul/gossip",
+)
 WRONG = "canary-5b1e0c97-not-a-share"
 
 

@@ -12,6 +12,7 @@ from flows.report import PlanRow, Problem
 from flows.run import Stage
 from flows.runbook import Run, runbook
 from tasks import record, stopping
+from tasks.record import ItemRow
 from tasks.step import fan_out, in_flow_run, step
 
 Behaviour = Literal[
@@ -35,7 +36,10 @@ Behaviour = Literal[
     "leak",
     "leak-text",
     "leak-retry",
+    "many",
 ]
+
+MANY = 2500  # items of `many`; the last of them fails
 
 TOUCHED: list[str] = []  # the world this runbook changes
 
@@ -74,6 +78,18 @@ def leak(how: str) -> None:
 def _touched(host: str, stage: Stage) -> None:
     touch(host)
     stage.done(host)
+
+
+def _many(run: Run) -> None:
+    names = [f"item-{number:04}" for number in range(MANY)]
+    run.recorder.items = lambda: [
+        ItemRow(name, "done" if name != names[-1] else "failed at prove", "due", 60, "old", "new")
+        for name in names
+    ]
+    with run.stage("tokens", of=MANY) as stage, record.current().summed():
+        for name in names[:-1]:
+            record.current().changed_one("vault", "token of {} promoted", name, after="new")
+            stage.done()
 
 
 def _wait(marker: str, seconds: float) -> None:
@@ -144,6 +160,8 @@ def sample(
         with run.stage("touch", step=1, of=len(hosts)) as stage:
             fan_out(lambda host: _touched(host, stage), hosts)
     match behaviour:
+        case "many":
+            _many(run)
         case "hang":
             with run.stage("hang", step=2):
                 _wait(marker, seconds)

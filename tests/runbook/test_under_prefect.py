@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import sqlite3
 import time
@@ -32,7 +33,7 @@ from flows.report import Report
 from flows.run import Run
 from flows.runbook import as_runbook, execute
 from tasks.record import Event, Recorder
-from tests.runbook.sample import CANARY, TOUCHED, sample
+from tests.runbook.sample import CANARY, MANY, TOUCHED, sample
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -152,6 +153,18 @@ def test_the_plan_and_the_report_are_artifacts(acme: str):
     assert '"action": "touch"' in str(plan.data)
     assert "acme: 2 hosts" in plan.description
     assert "# sample acme: done and verified" in report.data
+
+
+def test_what_became_of_each_of_many_is_a_table_whose_first_page_has_the_failures(acme: str):
+    _, run, report = call(acme, "many")
+
+    pages = [artifact(f"sample-acme-items{end}", run) for end in ("", "-2", "-3")]
+    tables = [json.loads(page.data) for page in pages]
+    assert [len(table) for table in tables] == [1000, 1000, MANY - 2000]
+    assert tables[0][0]["outcome"] == "failed at prove"
+    assert len({row["item"] for table in tables for row in table}) == MANY
+    assert pages[0].description == "Each by itself 1 of 3: 1 failed at prove, 999 done"
+    assert len(report.changes) < 5
 
 
 @pytest.fixture

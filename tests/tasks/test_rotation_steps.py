@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 from pydantic import SecretStr
 
+from blocks.credentials import Credentials
 from blocks.errors import Invalid, Unreachable
+from blocks.mesh import Connections
 from tasks import rotation_steps
 from tasks.planning.rotation_plan import TokenPlan
 from tasks.rotation_steps import Item
@@ -17,7 +17,7 @@ from tasks.token_store import Document
 from tests.planning.tokens import declared, mesh
 
 MESH = mesh(*(declared(name) for name in "abc"))
-CONNECTIONS = cast(Any, SimpleNamespace(topology=MESH))
+CONNECTIONS = Connections(MESH, Credentials(MESH.name, {}, None, False))
 MANAGEMENT = SecretStr("not used")
 
 
