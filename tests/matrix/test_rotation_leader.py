@@ -83,6 +83,7 @@ def test_the_leader_dies_at_each_stage(full: Tokens, folder: Path, tell: Tell) -
             if ran.status:
                 assert ran.problem["error"], ran
                 assert ran.problem["stands"], ran
+            assert full.lab.run("cold-boot").status == 0  # nothing else starts it again
             leader(full)
             if ran.status == 0:
                 full.one_live("payments")
