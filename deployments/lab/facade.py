@@ -243,7 +243,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self._send(json.dumps({"warnings": [WARNING]} | found).encode())
+        warnings = [*(found.get("warnings") or ()), WARNING]  # OpenBao says null for none
+        self._send(json.dumps(found | {"warnings": warnings}).encode())
 
     def _send(self, content: bytes) -> None:
         self.send_header("Content-Length", str(len(content)))

@@ -187,8 +187,16 @@ class Engine:
         self.revoke(self._where(lambda id_, _: id_.startswith(prefix.rstrip("/") + "/")))
 
     def revoke_of(self, asker: str) -> None:
-        """End all leases that a token of Vault asked for."""
-        self.revoke(self._where(lambda _, lease: lease["asker"] == asker))
+        """End all leases that a token of Vault asked for; where Consul is away, as soon as it is back."""
+        ids = self._where(lambda _, lease: lease["asker"] == asker)
+        if not ids:
+            return
+        with self._store.change() as kept:
+            for id_ in ids:
+                if id_ in kept["leases"]:
+                    kept["leases"][id_]["asker_ends"] = time.time()
+        with contextlib.suppress(Refused):
+            self.revoke(ids)
 
     def expire(self) -> None:
         """End what is over."""

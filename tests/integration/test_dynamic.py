@@ -130,7 +130,6 @@ def test_an_engine_that_cannot_mint_gets_its_token_and_address_back(engine: Engi
 
 def test_a_minted_token_without_a_lease_is_found_and_ended(engine: Engine):
     """As after a restored Vault; one with a lease is nobody's business, in the audit too."""
-    leased = engine.ask(f"consul/creds/{ROLE}").json()["data"]
     made = int((time.time() - 3600) * 1e9)
     policies = [{"Name": "mesh-catalog-read"}]
     text = f"Vault {ROLE} approle {made}"
@@ -138,6 +137,7 @@ def test_a_minted_token_without_a_lease_is_found_and_ended(engine: Engine):
     until(lambda: engine.self_status(SECONDARY, lost["SecretID"]) == 200, "replication")
 
     audit = engine.lab.run("token-audit")
+    leased = engine.ask(f"consul/creds/{ROLE}").json()["data"]
     ran = engine.rotate(soak=0, roles=BOTH)
 
     found = [c for c in audit.report["checks"] if not c["ok"]]
