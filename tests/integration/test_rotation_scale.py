@@ -83,8 +83,9 @@ def test_calls_a_token_do_not_grow(tokens: Tokens):
     mesh = declared(tokens)
     changes.ends(tokens.rotate(mesh), 0, "verified")
 
-    one = changes.ends(tokens.rotate(mesh, older_than=0, roles=NAMES[0]), 0, "verified")
-    ran = changes.ends(tokens.rotate(mesh, older_than=0), 0, "verified")
+    how = {"older_than": 0, "max_in_flight": 8}
+    one = changes.ends(tokens.rotate(mesh, **how, roles=NAMES[0]), 0, "verified")
+    ran = changes.ends(tokens.rotate(mesh, **how), 0, "verified")
 
     more = ran.report["measures"]["calls"] - one.report["measures"]["calls"]
     assert 20 <= more / (COUNT - 1) < 22.5
