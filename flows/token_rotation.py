@@ -83,6 +83,8 @@ def token_rotation(
             if len([o for o in outcomes if o.failed_at]) < error_threshold:
                 way.carry_out()
             outcomes += way.outcomes()
+    # To verify, the ways look again, and know no more what they did.
+    run.recorder.items = lambda: [row(o) for o in outcomes]
     with run.stage("verify"):
         if outcomes:
             again = replace(options, older_than_hours=NEVER_DUE)
