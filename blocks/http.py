@@ -22,6 +22,8 @@ import httpcore
 from blocks import calls, wire
 from blocks.errors import Absent, BadAnswer, BadInput, Invalid, Unreachable
 from blocks.http_errors import error_of, long_strings
+from blocks.http_links import Links
+from blocks.http_proxy import ThroughProxy
 
 DEADLINE = 10.0
 LARGEST_BODY = 64 * 2**20
@@ -125,14 +127,10 @@ class Api:
         self._secrets = set(_check(server, self._headers))
         tls = _tls(server, base_url, ca_file, ca_pem, certificate)
         backend = wire.Backend(server, dial)
-        self._pool: httpcore.ConnectionPool = (
-            httpcore.HTTPProxy(
-                proxy, ssl_context=tls, network_backend=backend, keepalive_expiry=KEEP_SECONDS
-            )
+        self._links: Links | ThroughProxy = (
+            ThroughProxy(proxy, backend, tls, KEEP_SECONDS)
             if proxy
-            else httpcore.ConnectionPool(
-                ssl_context=tls, network_backend=backend, keepalive_expiry=KEEP_SECONDS
-            )
+            else Links(backend, tls, KEEP_SECONDS)
         )
 
     def __repr__(self) -> str:
@@ -151,7 +149,7 @@ class Api:
 
     def close(self) -> None:
         """Close all connections."""
-        self._pool.close()
+        self._links.close()
 
     def get(self, path: str, **options: Unpack[Options]) -> Answer:
         """`request("GET", ...)`."""
@@ -233,23 +231,11 @@ class Api:
             try:
                 with (
                     wire.deadline(limit),
-                    self._pool.stream(
-                        verb,
-                        url,
-                        headers=list(headers.items()),
-                        content=content,
-                        extensions={"timeout": {"pool": limit}},
-                    ) as response,
+                    self._links.stream(verb, url, headers, content) as answer,
                 ):
-                    status = response.status
-                    return Answer(
-                        status,
-                        self._body(response, what, largest),
-                        _headers(response),
-                        response.extensions.get("reason_phrase", b"").decode("latin-1"),
-                        what,
-                        self.server,
-                    )
+                    status = answer.status
+                    body = self._body(answer.chunks(), what, largest)
+                    return Answer(status, body, answer.headers, answer.reason, what, self.server)
             except httpcore.TimeoutException as error:
                 doing = "the answer did not end" if status else "no answer"
                 raise Unreachable(
@@ -274,9 +260,9 @@ class Api:
                 # The cause's text may hold a header, and so a token.
                 raise Invalid(f"{what}: the request is not valid HTTP", where=self.server) from None
 
-    def _body(self, response: httpcore.Response, what: str, largest: int) -> bytes:
+    def _body(self, chunks: Iterator[bytes], what: str, largest: int) -> bytes:
         received = bytearray()
-        for chunk in response.iter_stream():
+        for chunk in chunks:
             received += chunk
             if len(received) > largest:
                 raise BadAnswer(
@@ -288,10 +274,6 @@ class Api:
         query = {k: v for k, v in (self._params | dict(params or {})).items() if v != ""}
         url = self.base_url + quote(path, safe="/:@!$&'()*+,;=~%")
         return f"{url}?{urlencode(query)}" if query else url
-
-
-def _headers(response: httpcore.Response) -> dict[str, str]:
-    return {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.headers}
 
 
 def _check(server: str, headers: Mapping[str, str]) -> Iterator[str]:
