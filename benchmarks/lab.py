@@ -33,7 +33,9 @@ class Lab:
 
     def __init__(self, directory: Path, size: str, **environ: str) -> None:
         self.size, self.directory = size, directory
-        self.environ = os.environ | {
+        # As installed: with modules compiled once, on both sides of a pair.
+        kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        self.environ = kept | {
             "MESH_LAB_DIR": str(directory),
             "MESH_LAB_NETWORK": NETWORK,
             "MESH_LAB_BOOT_SECONDS": "0",

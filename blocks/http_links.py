@@ -71,15 +71,20 @@ class _Reader(io.BufferedReader):
 
 
 class _Socket:
-    """As much of a socket as `http.client` asks for."""
+    """As much of a socket as `http.client` asks for; head and body leave it together."""
 
     def __init__(self, stream: httpcore.NetworkStream, reader: io.BufferedReader) -> None:
         self._stream, self._reader = stream, reader
+        self._out = b""
 
     def sendall(self, data: bytes) -> None:
+        self._out += data
+
+    def flush(self) -> None:
+        out, self._out = self._out, b""
         # A request that was refused while it was sent may have an answer all the same.
         with suppress(httpcore.WriteError):
-            self._stream.write(data)
+            self._stream.write(out)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return self._reader
@@ -131,6 +136,7 @@ class Link:
         except (ValueError, http.client.InvalidURL):
             # Its text may hold a header, and so a token.
             raise httpcore.LocalProtocolError("it cannot be sent") from None
+        self._socket.flush()
         response = self._client.getresponse()
         while 100 <= response.status < 200:  # "Early Hints": the answer is yet to come
             response.close()
