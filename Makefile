@@ -50,7 +50,7 @@ demo: setup  ## Cold-boot a mesh on this machine from nothing, twice (KEEP=1 lea
 	@$(BIN)/python -m deployments.demo
 
 test: check  ## Run all checks and tests, integration included
-	@$(BIN)/pytest -m "not matrix"
+	@$(BIN)/pytest -m "not matrix" --numprocesses 2 --dist loadfile
 
 # Two at once: labs mostly wait. A file stays together, its tests share a lab.
 matrix: setup  ## Kill a boot at every call, fault every call, and the boot lock: half an hour

@@ -48,7 +48,7 @@ def test_it_speaks_as_its_token(dc: ConsulDatacenter):
         assert api.get("/v1/connect/intentions").json(list) == []
 
 
-@pytest.mark.parametrize("token", [str(uuid.uuid4()), None])
+@pytest.mark.parametrize("token", [str(uuid.uuid4()), None], ids=["unknown", "none"])
 def test_a_wrong_or_missing_token_is_forbidden(dc: ConsulDatacenter, token):
     other = dc.model_copy(update={"token": token and SecretStr(token)})
 
