@@ -12,6 +12,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +198,24 @@ def test_every_agents_token_is_replaced_and_no_service_notices(agents: Agents):
     changes.ends(booted, 0, "nothing")
     audited = agents.lab.run("token-audit")
     changes.ends(audited, 0, "nothing")
+
+
+def test_no_agent_asks_on_and_on_with_a_token_that_is_revoked(agents: Agents):
+    """Of its sidecars' upstreams an agent asks with the token they were registered with."""
+    changes.ends(rotate(agents, roles=["agent-defaults"]), 0, "verified")
+    ended = time.time()
+
+    def asked(host: str) -> int | None:
+        """How often an agent asked its servers in ten seconds that began after the rotation."""
+        metrics = agents.seen.consul(host, "agent/metrics", agents.management).json()
+        at = datetime.strptime(metrics["Timestamp"], "%Y-%m-%d %H:%M:%S %z %Z").timestamp()
+        if at < ended + 5:
+            return None
+        counted = {c["Name"]: c["Count"] for c in metrics["Counters"]}
+        return int(counted.get("consul.client.rpc", 0)) + 1
+
+    for host in ("us-app-1", "us-app-2", "eu-app-1"):
+        assert until(partial(asked, host), f"figures of {host}", 40) < 2000, host
 
 
 def agents_of(agents: Agents) -> list[str]:
