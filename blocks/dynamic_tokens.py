@@ -80,7 +80,11 @@ def consul_address(mesh: Mesh, token: DeclaredToken) -> str:
     """Where the engine reaches Consul, as `host:port`."""
     if token.consul_address:
         return token.consul_address
-    dc = mesh.datacenter(token.datacenters[0] if token.local else mesh.primary)
+    name = token.datacenters[0] if token.local and token.datacenters else mesh.primary
+    known = {dc.name: dc for dc in mesh.datacenters}
+    if name not in known or known[name].consul.servers[0] not in {h.name for _, h in mesh.hosts()}:
+        return ""  # the topology is wrong, which is said elsewhere
+    dc = known[name]
     return f"{mesh.host(dc.consul.servers[0]).address}:{dc.consul.https_port}"
 
 
