@@ -176,12 +176,16 @@ class AclTokens(Way):
             for item in batch
             if item.failed_at in {"create", "prove"} and "hand" not in item.plan.steps
         ]
-        if unproven:
-            with self._stage("withdraw", unproven):
+        self._withdraw(unproven)
+
+    def _withdraw(self, failed: Sequence[Item]) -> None:
+        """What is pending of these goes, although they have failed."""
+        if failed:
+            with self._stage("withdraw", failed):
                 rotation_steps.carry_out(
                     self.run.connections,
                     "withdraw",
-                    unproven,
+                    failed,
                     self.management,
                     workers=self.pace.max_in_flight,
                 )

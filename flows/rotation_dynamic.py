@@ -13,7 +13,7 @@ from blocks.errors import MeshError
 from flows.rotation import AclTokens
 from flows.rotation_way import Outcome, Pace
 from flows.run import Run
-from tasks import engine_steps, engine_survey, rotation_steps, stopping, token_survey
+from tasks import engine_steps, engine_survey, stopping, token_survey
 from tasks.engine_steps import AccessItem, EngineRole, What
 from tasks.planning.dynamic import EnginesSeen, due_leases, plan_engines
 from tasks.planning.rotation_plan import Options, RotationPlan
@@ -127,16 +127,7 @@ class SecretsEngines(AclTokens):
         engine has, and the next run goes on with it.
         """
         failed = [i for i in batch if i.failed_at in {"create", "prove", "configure"}]
-        back = self._tell_back(failed)
-        if back:
-            with self._stage("withdraw", back):
-                rotation_steps.carry_out(
-                    self.run.connections,
-                    "withdraw",
-                    back,
-                    self.management,
-                    workers=self.pace.max_in_flight,
-                )
+        self._withdraw(self._tell_back(failed))
 
     def _tell_back(self, items: Sequence[Item]) -> list[Item]:
         """The engine works with the current tokens of these, where they live; those that it does."""

@@ -23,7 +23,7 @@ from blocks.dynamic_tokens import AccessToken, access_tokens, consul_address, en
 from blocks.topology import Mesh
 from tasks.planning.minted import Lease, minted_for, without_lease
 from tasks.planning.plan import Refusal
-from tasks.planning.rotation import foreign, plan_roles
+from tasks.planning.rotation import foreign, lacking, plan_roles
 from tasks.planning.rotation_plan import Action, Options, RotationPlan, TokenPlan
 from tasks.planning.tokens_seen import Slots, TokensSeen, age_text
 
@@ -151,17 +151,12 @@ def _unworkable(seen: EnginesSeen, tokens: Iterable[DeclaredToken]) -> Iterator[
 
 
 def _missing(seen: TokensSeen, token: DeclaredToken) -> Iterator[Refusal]:
-    for what, names, known in (
-        ("policy", token.policies, seen.policies),
-        ("role", token.roles, seen.roles),
-    ):
-        for name in names:
-            if name not in known:
-                yield Refusal(
-                    f"Consul has no ACL {what} {name}",
-                    "create it, or correct the role in the topology; what Vault has was left as it is",
-                    token.role,
-                )
+    for _, lacks in lacking(seen, token):
+        yield Refusal(
+            lacks,
+            "create it, or correct the role in the topology; what Vault has was left as it is",
+            token.role,
+        )
 
 
 def _told(

@@ -120,18 +120,24 @@ def _blocked(seen: TokensSeen, token: DeclaredToken) -> Iterator[Refusal]:
             "make the path readable and writable for the runbooks, or correct what lies there",
             token.role,
         )
+    for what, lacks in lacking(seen, token):
+        yield Refusal(
+            lacks,
+            f"create it, or correct the role's {'policies' if what == 'policy' else 'roles'}"
+            " in the topology; its live token was left as it is",
+            token.role,
+        )
+
+
+def lacking(seen: TokensSeen, token: DeclaredToken) -> Iterator[tuple[str, str]]:
+    """What a role is to be granted and Consul has not: `policy` or `role`, and the words for it."""
     for what, names, known in (
         ("policy", token.policies, seen.policies),
         ("role", token.roles, seen.roles),
     ):
         for name in names:
             if name not in known:
-                yield Refusal(
-                    f"Consul has no ACL {what} {name}",
-                    f"create it, or correct the role's {'policies' if what == 'policy' else 'roles'}"
-                    " in the topology; its live token was left as it is",
-                    token.role,
-                )
+                yield what, f"Consul has no ACL {what} {name}"
 
 
 def _confused(

@@ -153,21 +153,6 @@ class Leased(threading.Thread):
 
 
 @contextmanager
-def leasing(*consumers: Leased) -> Iterator[None]:
-    """Consumers at work; ended, and looked at afterwards by the test."""
-    for consumer in consumers:
-        consumer.start()
-    try:
-        until(lambda: all(c.uses > 10 for c in consumers), "consumers to be at work")
-        yield
-        time.sleep(1.5)
-    finally:
-        for consumer in consumers:
-            consumer.over.set()
-            consumer.join()
-
-
-@contextmanager
 def asking(engine: Engine) -> Iterator[None]:
     """Somebody asks for a lease twice a second and never uses it, so that there are some to end."""
     over, token = threading.Event(), engine.seen.token()

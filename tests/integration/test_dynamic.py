@@ -12,7 +12,8 @@ import pytest
 from deployments.lab.layout import DATACENTERS, PRIMARY, SECONDARY
 from tests.harness.lab import Lab
 from tests.integration import changes
-from tests.integration.engine import ACCESS, BOTH, ROLE, Engine, Leased, leasing
+from tests.integration.engine import ACCESS, BOTH, ROLE, Engine, Leased
+from tests.integration.tokens import consuming
 from tests.lab.machine import until
 
 pytestmark = pytest.mark.integration
@@ -43,7 +44,7 @@ def test_the_access_token_is_replaced_and_no_consumer_of_a_lease_notices(engine:
     before = engine.held()
     engine.as_it_should_be()
     consumers = [Leased(engine, dc) for dc in DATACENTERS]
-    with leasing(*consumers):
+    with consuming(*consumers):
         leased = engine.leases()
         ran = engine.rotate(older_than=0, roles=BOTH)
         left = engine.leases()

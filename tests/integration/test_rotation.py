@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from deployments.lab.layout import DATACENTERS, PRIMARY, SECONDARY
-from tests.harness.lab import Lab
 from tests.integration import changes
-from tests.integration.tokens import POLICY, Consumer, Tokens, consuming, role
+from tests.integration.tokens import POLICY, Consumer, Tokens, consuming, role, tokens
 from tests.lab.machine import until
 
+__all__ = ["tokens"]
+
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def tokens(healthy: Lab) -> Iterator[Tokens]:
-    """A healthy lab with the policy of the test's roles; as it was afterwards."""
-    tokens = Tokens(healthy)
-    tokens.tidy()
-    tokens.set_up()
-    yield tokens
-    tokens.tidy()
 
 
 def test_every_token_is_replaced_and_no_consumer_notices(tokens: Tokens):

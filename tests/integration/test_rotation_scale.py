@@ -17,25 +17,16 @@ from tasks import token_store
 from tasks.planning.tokens_seen import Slots
 from tasks.token_clients import at_work
 from tasks.token_store import Document, Held
-from tests.harness.lab import Lab
 from tests.integration import changes
-from tests.integration.tokens import Tokens, role
+from tests.integration.tokens import Tokens, role, tokens
 from tests.lab.machine import until
+
+__all__ = ["tokens"]
 
 pytestmark = pytest.mark.integration
 
 COUNT, BATCH = 90, 30
 NAMES = [f"many-{number:03}" for number in range(COUNT)]
-
-
-@pytest.fixture
-def tokens(healthy: Lab) -> Iterator[Tokens]:
-    """A healthy lab with the policy of the test's roles; as it was afterwards."""
-    tokens = Tokens(healthy)
-    tokens.tidy()
-    tokens.set_up()
-    yield tokens
-    tokens.tidy()
 
 
 def declared(tokens: Tokens, **more: Any) -> Path:

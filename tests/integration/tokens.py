@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
+import pytest
 
 from deployments.lab.layout import DATACENTERS, PRIMARY, SECONDARY
 from tests.harness.lab import Lab, Ran
@@ -203,8 +204,31 @@ class Consumer(threading.Thread):
         return dict(answer.json()["data"]["data"])
 
 
+@pytest.fixture
+def tokens(healthy: Lab) -> Iterator[Tokens]:
+    """A healthy lab with the policy of the test's roles; as it was afterwards."""
+    tokens = Tokens(healthy)
+    tokens.tidy()
+    tokens.set_up()
+    yield tokens
+    tokens.tidy()
+
+
+class AtWork(Protocol):
+    """Whoever uses tokens in a thread of its own until it is told to end."""
+
+    uses: int
+    over: threading.Event
+
+    def start(self) -> None:
+        """Begin."""
+
+    def join(self) -> None:
+        """Wait for the end."""
+
+
 @contextmanager
-def consuming(*consumers: Consumer) -> Iterator[None]:
+def consuming(*consumers: AtWork) -> Iterator[None]:
     """Consumers at work; ended, and looked at afterwards by the test."""
     for consumer in consumers:
         consumer.start()

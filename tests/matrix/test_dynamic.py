@@ -19,7 +19,8 @@ from tests.harness import chain, inject
 from tests.harness.chain import Chain, Options
 from tests.harness.inject import Kind
 from tests.harness.lab import Lab
-from tests.integration.engine import BOTH, ROLE, Engine, Leased, asking, leasing
+from tests.integration.engine import BOTH, ROLE, Engine, Leased, asking
+from tests.integration.tokens import consuming
 from tests.lab.machine import until
 from tests.matrix.conftest import Tell
 
@@ -84,7 +85,7 @@ def test_access_token_replaced(engine: Engine, folder: Path, tell: Tell) -> None
     assert engine.rotate(roles=BOTH).status == 0
     before = engine.held()
     at_work = [Leased(engine, dc) for dc in DATACENTERS]
-    with leasing(*at_work):
+    with consuming(*at_work):
         done = chain.reference(engine.lab, folder / "reference", "token-rotation", ALL)
         # How many leases there are to end is the consumers' doing.
         wanted = inject.answered(done.trace, mutating=True)

@@ -17,12 +17,13 @@ import pytest
 
 from deployments.lab.layout import DATACENTERS, PRIMARY, SECONDARY
 from tests.harness import meanwhile
-from tests.harness.lab import Lab
 from tests.harness.meanwhile import Halted
 from tests.integration import changes
-from tests.integration.tokens import Consumer, Tokens, consuming, role
+from tests.integration.tokens import Consumer, Tokens, consuming, role, tokens
 from tests.lab.machine import until
 from tests.matrix.conftest import Tell
+
+__all__ = ["tokens"]
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(600)]
 
@@ -32,16 +33,6 @@ CREATED = {"after": "PUT /v1/acl/token"}
 PROMOTED = {"after": DOCUMENT, "nth": 2}
 DISARMED = {"after": "PUT /v1/acl/token/"}
 GATEWAY = "us-gateway-1"  # the secondary asks for what is new through the primary's
-
-
-@pytest.fixture
-def tokens(healthy: Lab) -> Iterator[Tokens]:
-    """A healthy lab with the policy of the test's roles; as it was afterwards."""
-    tokens = Tokens(healthy)
-    tokens.tidy()
-    tokens.set_up()
-    yield tokens
-    tokens.tidy()
 
 
 def rotating(

@@ -8,10 +8,10 @@ from itertools import product
 
 import pytest
 
-from tasks.planning.rotation import NEW, ORDER, RETIRE, Do, plan_rotation
+from tasks.planning.rotation import NEW, RETIRE, Do, plan_rotation
 from tasks.planning.rotation_plan import Options, RotationPlan
 from tasks.planning.tokens_seen import Grants, Slots, declared_grants, description
-from tests.planning.tokens import HOUR, PRIMARY, SECONDARY, World, declared, mesh
+from tests.planning.tokens import HOUR, PRIMARY, SECONDARY, World, batch, declared, mesh
 
 OLD = timedelta(days=31)
 DISARMED = Grants()
@@ -309,19 +309,6 @@ def states() -> Iterator[tuple[str, World]]:
             if found in grants:
                 world.put(accessor, grants=grants[found], age=age)
         yield f"current {c}, pending {p}, previous {o}, orphan {x}, {age.days} d", world
-
-
-def batch(found: RotationPlan, world: World) -> Iterator[tuple[str, World]]:
-    """A plan carried out as the flow does, step by step for all; the world after each call."""
-    for step in ORDER:
-        for token in found.todo:
-            if step in token.steps:
-                for parts in range(1, world.copy().do(step, token)):
-                    partly = world.copy()
-                    partly.do(step, token, parts=parts)
-                    yield f"{step} of {token.role}, {parts} calls", partly
-                world.do(step, token)
-                yield f"{step} of {token.role}", world.copy()
 
 
 def converged(world: World) -> None:

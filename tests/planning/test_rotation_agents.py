@@ -10,10 +10,10 @@ from itertools import product
 import pytest
 
 from tasks.planning.plan import Refusal
-from tasks.planning.rotation import NEW, ORDER, RETIRE_CARRIED, Do, plan_rotation
+from tasks.planning.rotation import NEW, RETIRE_CARRIED, Do, plan_rotation
 from tasks.planning.rotation_plan import Options, RotationPlan
 from tasks.planning.tokens_seen import Grants, Slots, declared_grants, described
-from tests.planning.tokens import HOUR, World, mesh
+from tests.planning.tokens import HOUR, World, batch, mesh
 
 ROLE = "agent-us-app-1"
 OTHER = "agent-eu-app-1"
@@ -22,7 +22,7 @@ DISARMED = Grants()
 DRIFTED = Grants(frozenset({"root-of-all"}))
 MESH = mesh({"role": "agents", "kind": "agent"})
 # The one moment in which an agent has no token of its own.
-BETWEEN = "use, 1 calls"
+BETWEEN = f"use of {ROLE}, 1 calls"
 
 
 def world(slots: Slots[str], carried: str | None = None) -> World:
@@ -133,19 +133,6 @@ def states() -> Iterator[tuple[str, World]]:
                     found.put(accessor, ROLE, grants=grants[state], age=age)
             found.put("by hand", text="made by hand", age=age)
             yield f"{c}, {p}, {o}, carries {carried}, {age.days} d", found
-
-
-def batch(found: RotationPlan, world: World) -> Iterator[tuple[str, World]]:
-    """A plan carried out; the world after each call."""
-    for step in ORDER:
-        for token in found.todo:
-            if step in token.steps:
-                for parts in range(1, world.copy().do(step, token)):
-                    partly = world.copy()
-                    partly.do(step, token, parts=parts)
-                    yield f"{step}, {parts} calls", partly
-                world.do(step, token)
-                yield step, world.copy()
 
 
 def works(world: World) -> bool:

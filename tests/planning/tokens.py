@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -9,8 +10,8 @@ from itertools import count
 from typing import Any, Self
 
 from blocks.topology import Mesh, parse
-from tasks.planning.rotation import Do, home
-from tasks.planning.rotation_plan import TokenPlan
+from tasks.planning.rotation import ORDER, Do, home
+from tasks.planning.rotation_plan import RotationPlan, TokenPlan
 from tasks.planning.tokens_seen import (
     Grants,
     Slots,
@@ -181,3 +182,16 @@ class World:
         assert plan.old, "nothing to disarm or revoke is named"
         assert plan.old not in read, "what consumers read is taken away"
         assert plan.old not in self.carried.values(), "what an agent carries is taken away"
+
+
+def batch(found: RotationPlan, world: World) -> Iterator[tuple[str, World]]:
+    """A plan carried out as the flow does, step by step for all; the world after each call."""
+    for step in ORDER:
+        for token in found.todo:
+            if step in token.steps:
+                for parts in range(1, world.copy().do(step, token)):
+                    partly = world.copy()
+                    partly.do(step, token, parts=parts)
+                    yield f"{step} of {token.role}, {parts} calls", partly
+                world.do(step, token)
+                yield f"{step} of {token.role}", world.copy()
